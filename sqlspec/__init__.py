@@ -1,0 +1,33 @@
+"""The connection layer between Python applications and PostgreSQL, MySQL/MariaDB and SQLite."""
+
+from sqlspec.config import InstrumentationConfig, build_secure_url
+from sqlspec.environment import EnvironmentConfig
+from sqlspec.exceptions import (
+    ConfigError,
+    ConnectionTimeout,
+    PoolClosed,
+    PoolTimeout,
+    SQLSpecError,
+    SQLSpecWarning,
+)
+from sqlspec.pool import PoolStats
+from sqlspec.registry import SQLSpec
+from sqlspec.session import Connection, Cursor, Savepoint, Session
+
+__all__ = [
+    "ConfigError",
+    "Connection",
+    "ConnectionTimeout",
+    "Cursor",
+    "EnvironmentConfig",
+    "InstrumentationConfig",
+    "PoolClosed",
+    "PoolStats",
+    "PoolTimeout",
+    "SQLSpec",
+    "SQLSpecError",
+    "SQLSpecWarning",
+    "Savepoint",
+    "Session",
+    "build_secure_url",
+]

@@ -1,0 +1,30 @@
+"""One file a database: its config, and how its drivers do what sqlspec needs."""
+
+from sqlspec.adapters.driver import Driver, TransactionOptions
+from sqlspec.adapters.mysql import MySQLConfig, MySQLPoolConfig
+from sqlspec.adapters.postgresql import PostgreSQLConfig, PostgreSQLPoolConfig
+from sqlspec.adapters.sqlite import SQLiteConfig, SQLiteConnectionConfig
+from sqlspec.exceptions import ConfigError
+
+__all__ = [
+    "Driver",
+    "MySQLConfig",
+    "MySQLPoolConfig",
+    "PostgreSQLConfig",
+    "PostgreSQLPoolConfig",
+    "SQLiteConfig",
+    "SQLiteConnectionConfig",
+    "TransactionOptions",
+    "driver_for",
+]
+
+
+def driver_for(config: object) -> Driver:
+    """Return what knows how to connect to the database of a config.
+
+    Raises:
+        sqlspec.exceptions.ConfigError: the config is of no database, or names none.
+    """
+    if isinstance(config, (PostgreSQLConfig, MySQLConfig, SQLiteConnectionConfig)):
+        return config.driver()
+    raise ConfigError(f"{type(config).__name__} names no database: use PostgreSQLConfig, MySQLConfig or SQLiteConfig")

@@ -1,0 +1,92 @@
+"""What sqlspec needs of a DB-API driver beyond PEP 249."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from sqlalchemy import URL
+
+from sqlspec.exceptions import ConfigError
+
+__all__ = ["ISOLATION_LEVELS", "Driver", "Syntax", "TransactionOptions", "whole_seconds"]
+
+Syntax = Literal["postgresql", "mysql", "sqlite"]
+ISOLATION_LEVELS = ("READ UNCOMMITTED", "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
+
+
+@dataclass(frozen=True, slots=True)
+class TransactionOptions:
+    """Say how the transactions of one session differ from the database's default."""
+
+    isolation_level: str | None = None
+    read_only: bool = False
+
+
+class Driver(ABC):
+    """Do on a live DB-API connection what each driver does in its own way.
+
+    Every method that takes a connection takes the driver's own, never a proxy. Stateless but for the config;
+    safe to share between threads.
+    """
+
+    name: ClassVar[str]
+    extra: ClassVar[str | None] = None
+    syntax: ClassVar[Syntax]
+    isolation_levels: ClassVar[tuple[str, ...]] = ISOLATION_LEVELS
+    # whether begin() must be called before each transaction even without options
+    sends_begin: ClassVar[bool] = False
+
+    @abstractmethod
+    def url(self) -> URL:
+        """Return the URL of the engine: explicit driver, no password."""
+
+    @abstractmethod
+    def connect_args(self) -> dict[str, Any]:
+        """Return the keyword arguments of the driver's ``connect``, without the password."""
+
+    def missing(self) -> str | None:
+        """Say what the config lacks to name a database; None where nothing is lacking."""
+        return None
+
+    def limit_connect(self, arguments: dict[str, Any], seconds: float) -> None:
+        """Lower the connect timeout among the arguments of ``connect``."""
+        arguments["connect_timeout"] = min(arguments.get("connect_timeout", math.inf), whole_seconds(seconds))
+
+    def prepare(self, connection: Any) -> None:
+        """Bring a new connection into the state that the config asks for; leave no transaction open."""
+        return
+
+    @abstractmethod
+    def begin(self, connection: Any, options: TransactionOptions | None) -> None:
+        """Do what must come before the first statement of a transaction."""
+
+    def restore(self, connection: Any) -> None:
+        """Undo what begin() left on the connection beyond its transaction."""
+        return
+
+    @abstractmethod
+    def set_autocommit(self, connection: Any, enabled: bool) -> None:
+        """Switch the driver's autocommit; outside a transaction only."""
+
+    @abstractmethod
+    def discard(self, connection: Any) -> None:
+        """Roll back and clear the session state; afterwards the connection is as prepare() left it."""
+
+    def check(self, options: TransactionOptions) -> None:
+        """Refuse options that the database does not have.
+
+        Raises:
+            ConfigError: naming the levels there are.
+        """
+        level = options.isolation_level
+        if level is not None and level not in self.isolation_levels:
+            hint = "pass autocommit=True" if level == "AUTOCOMMIT" else f"one of {', '.join(self.isolation_levels)}"
+            raise ConfigError(f"isolation_level {level!r} is not known to {self.name}: {hint}")
+
+
+def whole_seconds(seconds: float) -> int:
+    """Round a timeout up: drivers take whole seconds, and 0 means for ever."""
+    return max(1, math.ceil(seconds))

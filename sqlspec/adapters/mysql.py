@@ -1,0 +1,164 @@
+"""MySQL and MariaDB: MySQLConfig, and the driver mysqlclient."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+from sqlalchemy import URL
+
+from sqlspec.adapters.driver import Driver, TransactionOptions, whole_seconds
+from sqlspec.config.base import PoolConfig, SyncDatabaseConfig
+from sqlspec.exceptions import ConfigError
+
+__all__ = ["MySQLConfig", "MySQLPoolConfig"]
+
+TLSMode = Literal["disable", "require", "verify-ca", "verify-full"]
+_MODES = {
+    "disable": "DISABLED",
+    "require": "REQUIRED",
+    "verify-ca": "VERIFY_CA",
+    "verify-full": "VERIFY_IDENTITY",
+}
+
+
+class MySQLPoolConfig(PoolConfig):
+    """Say what MySQL and MariaDB have beyond the common pool options.
+
+    Attributes:
+        charset: the character set of the connection.
+        sql_mode: the session's ``sql_mode``; empty: the server's.
+        ping_on_checkout: the same switch as ``pool_pre_ping``; off in either is off.
+        pool_recycle: must stay below the server's ``wait_timeout``.
+    """
+
+    charset: str = Field(default="utf8mb4", pattern=r"^[A-Za-z0-9_]+$")
+    sql_mode: str = Field(default="TRADITIONAL", pattern=r"^[A-Z0-9_]*(,[A-Z0-9_]+)*$")
+    ping_on_checkout: bool = True
+    pool_recycle: int = Field(default=3600, ge=-1)
+
+
+class MySQLConfig(MySQLPoolConfig, SyncDatabaseConfig):
+    """Describe a MySQL or MariaDB database and how its connections are pooled.
+
+    The host ``localhost`` means the Unix socket to the client library; write ``127.0.0.1`` for TCP.
+
+    Attributes:
+        tls: ``disable``, ``require`` (encrypted, nobody's identity checked), ``verify-ca``, ``verify-full``.
+            Checked after connecting: the client library alone would go on in plain text.
+        tls_ca: file of the trusted certificates.
+    """
+
+    adapter: ClassVar[str] = "mysql"
+    schemes: ClassVar[frozenset[str]] = frozenset({"mysql", "mariadb"})
+
+    tls: TLSMode | None = None
+    tls_ca: str | None = None
+
+    @model_validator(mode="after")
+    def _agree_with_the_driver(self) -> MySQLConfig:
+        named = self.parsed_url.drivername.partition("+")[2]
+        if named and named not in {"mysqldb", "asyncmy"}:
+            raise ConfigError(f"url names the driver {named}: there are mysqldb (mysqlclient) and asyncmy")
+        spelled = [key for key in self.parsed_url.query if key.startswith("ssl")]
+        if spelled:
+            raise ConfigError(f"url carries {spelled[0]}: use tls='verify-full' and tls_ca='…', which are enforced")
+        if {"pool_pre_ping", "ping_on_checkout"} <= self.model_fields_set and (
+            self.pool_pre_ping != self.ping_on_checkout
+        ):
+            raise ConfigError("ping_on_checkout and pool_pre_ping are one switch and contradict each other: keep one")
+        return self
+
+    def driver(self) -> Driver:
+        """Return the driver mysqlclient."""
+        if self.parsed_url.drivername.endswith("+asyncmy"):
+            raise ConfigError("asyncmy is asynchronous only: leave the driver out of the url")
+        return MySQLClient(self)
+
+
+class MySQLClient(Driver):
+    """Do it on mysqlclient."""
+
+    name = "MySQLdb"
+    extra = "mysql"
+    syntax = "mysql"
+
+    def __init__(self, config: MySQLConfig) -> None:
+        self._config = config
+
+    def missing(self) -> str | None:
+        url = self._config.parsed_url
+        if url.host or "unix_socket" in url.query:
+            return None
+        return "MySQLConfig names no server: give url='mysql://…', host='…', or unix_socket in the url"
+
+    def url(self) -> URL:
+        return self._config.parsed_url.set(drivername="mysql+mysqldb")
+
+    def connect_args(self) -> dict[str, Any]:
+        config = self._config
+        arguments: dict[str, Any] = {
+            "connect_timeout": whole_seconds(config.connect_timeout),
+            # one statement a call, and no files of this machine for a server that asks for them
+            "multi_statements": False,
+            "local_infile": 0,
+        }
+        if "charset" not in config.parsed_url.query:
+            arguments["charset"] = config.charset
+        if config.tls is not None:
+            arguments["ssl_mode"] = _MODES[config.tls]
+            if config.tls_ca is not None:
+                arguments["ssl"] = {"ca": config.tls_ca}
+        return arguments
+
+    def prepare(self, connection: Any) -> None:
+        assignments: list[str] = []
+        values: list[str | float] = []
+        if self._config.sql_mode:
+            assignments.append("sql_mode = %s")
+            values.append(self._config.sql_mode)
+        seconds = self._config.command_timeout
+        if seconds is not None:
+            if "MariaDB" in connection.get_server_info():
+                assignments.append("max_statement_time = %s")
+                values.append(seconds)
+            else:
+                assignments.append("max_execution_time = %s")
+                values.append(math.ceil(seconds * 1000))
+        with connection.cursor() as cursor:
+            if assignments:
+                cursor.execute("SET SESSION " + ", ".join(assignments), values)
+            if self._config.tls not in {None, "disable"}:
+                self._require_tls(connection, cursor)
+
+    def _require_tls(self, connection: Any, cursor: Any) -> None:
+        # The MariaDB client library goes on in plain text where the server offers no TLS.
+        cursor.execute("SHOW SESSION STATUS LIKE 'Ssl_cipher'")
+        row = cursor.fetchone()
+        if row is None or not row[1]:
+            raise connection.OperationalError(2026, f"tls={self._config.tls!r}, but the server offers no TLS")
+
+    def begin(self, connection: Any, options: TransactionOptions | None) -> None:
+        if options is None:
+            return
+        # SET TRANSACTION holds for the next transaction only: nothing to undo
+        wanted = []
+        if options.isolation_level is not None:
+            wanted.append(f"ISOLATION LEVEL {options.isolation_level}")
+        if options.read_only:
+            wanted.append("READ ONLY")
+        if wanted:
+            connection.query("SET TRANSACTION " + ", ".join(wanted))
+
+    def set_autocommit(self, connection: Any, enabled: bool) -> None:
+        connection.autocommit(enabled)
+
+    def discard(self, connection: Any) -> None:
+        url = self._config.parsed_url
+        enabled = connection.get_autocommit()
+        # COM_CHANGE_USER rolls back and clears the session; the driver has no COM_RESET_CONNECTION
+        connection.change_user(url.username or "", self._config.reveal_password() or "", url.database or "")
+        connection.autocommit(enabled)
+        connection.query(f"SET NAMES {self._config.charset}")
+        self.prepare(connection)

@@ -1,0 +1,175 @@
+"""PostgreSQL: PostgreSQLConfig, and the drivers psycopg2 and psycopg."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+from sqlalchemy import URL
+
+from sqlspec.adapters.driver import Driver, TransactionOptions, whole_seconds
+from sqlspec.config.base import PoolConfig, SyncDatabaseConfig
+from sqlspec.exceptions import ConfigError, SQLSpecWarning
+
+__all__ = ["PostgreSQLConfig", "PostgreSQLPoolConfig"]
+
+TLSMode = Literal["disable", "require", "verify-ca", "verify-full"]
+
+
+class PostgreSQLPoolConfig(PoolConfig):
+    """Say what PostgreSQL has beyond the common pool options.
+
+    Attributes:
+        application_name: the name in ``pg_stat_activity``.
+        client_encoding: the encoding of text on the wire.
+        prepare_threshold: psycopg prepares a statement after this many uses, ``None``: never (for
+            transaction-pooling proxies). psycopg2 prepares nothing, and a warning says so.
+        jit: ``False`` switches just-in-time compilation off; ``True``, given, on; left out, the server decides.
+    """
+
+    application_name: str = Field(default="sqlspec", max_length=63, pattern=r"^[\x20-\x7e]*$")
+    client_encoding: str = Field(default="utf8", pattern=r"^[A-Za-z0-9_-]+$")
+    prepare_threshold: int | None = Field(default=5, ge=0)
+    jit: bool = True
+
+
+class PostgreSQLConfig(PostgreSQLPoolConfig, SyncDatabaseConfig):
+    """Describe a PostgreSQL database and how its connections are pooled.
+
+    Without a URL or parts, libpq's own ``PG*`` variables and defaults apply.
+
+    Attributes:
+        tls: ``disable``, ``require`` (encrypted, nobody's identity checked), ``verify-ca``, ``verify-full``.
+            Left out, libpq decides (``PGSSLMODE``, else ``prefer``).
+        tls_ca: file of the trusted certificates, or ``system``.
+    """
+
+    adapter: ClassVar[str] = "postgresql"
+    schemes: ClassVar[frozenset[str]] = frozenset({"postgresql", "postgres"})
+
+    tls: TLSMode | None = None
+    tls_ca: str | None = None
+
+    @model_validator(mode="after")
+    def _agree_with_the_driver(self) -> PostgreSQLConfig:
+        named = self.parsed_url.drivername.partition("+")[2]
+        if named and named not in {"psycopg2", "psycopg", "asyncpg"}:
+            raise ConfigError(f"url names the driver {named}: there are psycopg2, psycopg and asyncpg")
+        if self.tls is not None and "sslmode" in self.parsed_url.query:
+            raise ConfigError("tls and the url's sslmode are both given: keep one")
+        if named in {"", "psycopg2"} and "prepare_threshold" in self.model_fields_set:
+            warnings.warn(
+                "prepare_threshold has no effect: psycopg2 prepares no statements. A url that begins with "
+                "postgresql+psycopg:// uses psycopg, which does.",
+                SQLSpecWarning,
+                stacklevel=2,
+            )
+        return self
+
+    def driver(self) -> Driver:
+        """Return the driver that the URL names, psycopg2 where it names none."""
+        named = self.parsed_url.drivername.partition("+")[2]
+        if named == "asyncpg":
+            raise ConfigError(
+                "asyncpg is asynchronous only: leave the driver out of the url, or write postgresql+psycopg2://"
+            )
+        return Psycopg(self) if named == "psycopg" else Psycopg2(self)
+
+
+class _PostgreSQLDriver(Driver):
+    extra = "postgresql"
+    syntax = "postgresql"
+
+    def __init__(self, config: PostgreSQLConfig) -> None:
+        self._config = config
+
+    def url(self) -> URL:
+        url = self._config.parsed_url.set(drivername=f"postgresql+{self.name}")
+        return url.difference_update_query(["options"])
+
+    def connect_args(self) -> dict[str, Any]:
+        config = self._config
+        arguments: dict[str, Any] = {"connect_timeout": whole_seconds(config.connect_timeout)}
+        for name in ("application_name", "client_encoding"):
+            if name not in config.parsed_url.query:
+                arguments[name] = getattr(config, name)
+        if options := self._options():
+            arguments["options"] = options
+        if config.tls is not None:
+            arguments["sslmode"] = config.tls
+        if config.tls_ca is not None:
+            arguments["sslrootcert"] = config.tls_ca
+        return arguments
+
+    def _options(self) -> str:
+        # given at the start of the connection, they survive ROLLBACK and DISCARD ALL, as SET would not
+        given = self._config.parsed_url.query.get("options", "")
+        options = [given] if isinstance(given, str) else list(given)
+        if self._config.command_timeout is not None:
+            options.append(f"-c statement_timeout={math.ceil(self._config.command_timeout * 1000)}")
+        if "jit" in self._config.model_fields_set:
+            options.append(f"-c jit={'on' if self._config.jit else 'off'}")
+        return " ".join(option for option in options if option)
+
+    def begin(self, connection: Any, options: TransactionOptions | None) -> None:
+        # Client-side: the driver's next BEGIN carries them, no round trip of their own.
+        if options is not None:
+            if options.isolation_level is not None:
+                self._set_isolation_level(connection, options.isolation_level)
+            if options.read_only:
+                self._set_read_only(connection, True)
+
+    def restore(self, connection: Any) -> None:
+        self._set_isolation_level(connection, None)
+        self._set_read_only(connection, None)
+
+    def _set_isolation_level(self, connection: Any, level: str | None) -> None:
+        raise NotImplementedError
+
+    def _set_read_only(self, connection: Any, read_only: bool | None) -> None:
+        raise NotImplementedError
+
+    def set_autocommit(self, connection: Any, enabled: bool) -> None:
+        connection.autocommit = enabled
+
+    def discard(self, connection: Any) -> None:
+        connection.rollback()
+        before = connection.autocommit
+        connection.autocommit = True
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute("DISCARD ALL")
+        finally:
+            connection.autocommit = before
+
+
+class Psycopg2(_PostgreSQLDriver):
+    """Do it on psycopg2."""
+
+    name = "psycopg2"
+
+    def _set_isolation_level(self, connection: Any, level: str | None) -> None:
+        connection.isolation_level = level
+
+    def _set_read_only(self, connection: Any, read_only: bool | None) -> None:
+        connection.readonly = read_only
+
+
+class Psycopg(_PostgreSQLDriver):
+    """Do it on psycopg (version 3)."""
+
+    name = "psycopg"
+
+    def connect_args(self) -> dict[str, Any]:
+        return {**super().connect_args(), "prepare_threshold": self._config.prepare_threshold}
+
+    def _set_isolation_level(self, connection: Any, level: str | None) -> None:
+        import psycopg
+
+        wanted = None if level is None else psycopg.IsolationLevel[level.replace(" ", "_")]
+        connection.isolation_level = wanted
+
+    def _set_read_only(self, connection: Any, read_only: bool | None) -> None:
+        connection.read_only = read_only

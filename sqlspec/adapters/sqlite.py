@@ -1,0 +1,155 @@
+"""SQLite: SQLiteConnectionConfig (not pooled), SQLiteConfig (pooled), and the driver sqlite3."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+from sqlalchemy import URL
+
+from sqlspec.adapters.driver import Driver, TransactionOptions
+from sqlspec.config.base import NoPoolSyncConfig, SyncDatabaseConfig
+from sqlspec.exceptions import ConfigError
+
+__all__ = ["SQLiteConfig", "SQLiteConnectionConfig"]
+
+BeginMode = Literal["DEFERRED", "IMMEDIATE", "EXCLUSIVE"]
+
+
+class SQLiteConnectionConfig(NoPoolSyncConfig):
+    """Describe a SQLite file; each connection is opened for its borrower and closed after.
+
+    Attributes:
+        isolation_level: how transactions begin: ``DEFERRED`` (also ``None``), ``IMMEDIATE`` (take the write
+            lock at once), ``EXCLUSIVE``.
+        check_same_thread: let a connection be used by the thread that opened it only.
+        journal_mode, synchronous, cache_size: the pragmas of these names.
+    """
+
+    adapter: ClassVar[str] = "sqlite"
+    schemes: ClassVar[frozenset[str]] = frozenset({"sqlite"})
+
+    check_same_thread: bool = False
+    isolation_level: BeginMode | None = None
+    journal_mode: Literal["WAL", "DELETE", "TRUNCATE", "PERSIST", "MEMORY", "OFF"] = "WAL"
+    synchronous: Literal["OFF", "NORMAL", "FULL", "EXTRA"] = "NORMAL"
+    cache_size: int = Field(default=-64000, ge=-(2**31), le=2**31 - 1)
+
+    @model_validator(mode="after")
+    def _agree_with_the_driver(self) -> SQLiteConnectionConfig:
+        named = self.parsed_url.drivername.partition("+")[2]
+        if named and named not in {"pysqlite", "aiosqlite"}:
+            raise ConfigError(f"url names the driver {named}: there are pysqlite (sqlite3) and aiosqlite")
+        if self.host or self.port or self.username or self.password:
+            raise ConfigError("SQLite is a file: it has a database, and no host, port, username or password")
+        return self
+
+    @property
+    def in_memory(self) -> bool:
+        """Tell whether the database lives in its one connection."""
+        url = self.parsed_url
+        return url.database == ":memory:" or (self.url is not None and not url.database)
+
+    def driver(self) -> Driver:
+        """Return the driver sqlite3."""
+        if self.parsed_url.drivername.endswith("+aiosqlite"):
+            raise ConfigError("aiosqlite is asynchronous only: leave the driver out of the url")
+        return SQLite3(self)
+
+
+class SQLiteConfig(SQLiteConnectionConfig, SyncDatabaseConfig):
+    """Describe a SQLite file and how its connections are pooled.
+
+    ``:memory:`` is one connection, whatever the pool options say: who wants it waits for it.
+    """
+
+    @model_validator(mode="after")
+    def _pooled_connections_change_threads(self) -> SQLiteConfig:
+        if self.check_same_thread:
+            raise ConfigError("check_same_thread=True does not go with a pool: use SQLiteConnectionConfig")
+        return self
+
+
+class SQLite3(Driver):
+    """Do it on the standard library's sqlite3."""
+
+    name = "sqlite3"
+    syntax = "sqlite"
+    isolation_levels = ("DEFERRED", "IMMEDIATE", "EXCLUSIVE", "SERIALIZABLE")
+    sends_begin = True
+
+    def __init__(self, config: SQLiteConnectionConfig) -> None:
+        self._config = config
+
+    def missing(self) -> str | None:
+        config = self._config
+        if config.url is None and config.database is None:
+            return f"{type(config).__name__} names no file: give database='app.db', or ':memory:'"
+        if config.in_memory and not isinstance(config, SQLiteConfig):
+            return "each connection to :memory: would be another, empty database: use SQLiteConfig"
+        return None
+
+    def url(self) -> URL:
+        return self._config.parsed_url.set(drivername="sqlite+pysqlite")
+
+    def connect_args(self) -> dict[str, Any]:
+        config = self._config
+        return {
+            "timeout": config.connect_timeout,
+            "check_same_thread": config.check_same_thread,
+            "isolation_level": None if config.autocommit else config.isolation_level or "DEFERRED",
+        }
+
+    def limit_connect(self, arguments: dict[str, Any], seconds: float) -> None:
+        # a file opens at once, and the argument bounds waiting for locks ever after
+        return
+
+    def prepare(self, connection: Any) -> None:
+        config = self._config
+        if config.parsed_url.query.get("mode") != "ro":
+            # the mode is kept in the file: only a change needs the lock
+            (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
+            if mode.upper() != config.journal_mode and not config.in_memory:
+                connection.execute(f"PRAGMA journal_mode = {config.journal_mode}")
+        connection.execute(f"PRAGMA synchronous = {config.synchronous}")
+        connection.execute(f"PRAGMA cache_size = {config.cache_size}")
+        if config.command_timeout is not None:
+            _stop_statements_after(connection, config.command_timeout)
+
+    def begin(self, connection: Any, options: TransactionOptions | None) -> None:
+        if options is not None and options.read_only:
+            connection.execute("PRAGMA query_only = ON")
+        level = options.isolation_level if options is not None else None
+        if level in {None, "SERIALIZABLE"}:
+            level = connection.isolation_level
+        if level is not None and not connection.in_transaction:
+            connection.execute(f"BEGIN {level}")
+
+    def restore(self, connection: Any) -> None:
+        connection.execute("PRAGMA query_only = OFF")
+
+    def set_autocommit(self, connection: Any, enabled: bool) -> None:
+        connection.isolation_level = None if enabled else self._config.isolation_level or "DEFERRED"
+
+    def discard(self, connection: Any) -> None:
+        connection.rollback()
+        tables = connection.execute("SELECT name FROM sqlite_temp_master WHERE type = 'table'").fetchall()
+        for (name,) in tables:
+            quoted = name.replace('"', '""')
+            connection.execute(f'DROP TABLE temp."{quoted}"')
+
+
+def _stop_statements_after(connection: Any, seconds: float) -> None:
+    """Interrupt a statement that still computes this long after it began."""
+    deadline = 0.0
+
+    def begun(_: str) -> None:
+        nonlocal deadline
+        deadline = time.monotonic() + seconds
+
+    def is_late() -> bool:
+        return time.monotonic() > deadline
+
+    connection.set_trace_callback(begun)
+    connection.set_progress_handler(is_late, 1000)

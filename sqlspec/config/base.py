@@ -1,0 +1,199 @@
+"""The configs that every database shares."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from sqlalchemy import URL, make_url
+
+from sqlspec.config.url import parse_url
+from sqlspec.exceptions import ConfigError
+
+__all__ = [
+    "InstrumentationConfig",
+    "NoPoolSyncConfig",
+    "PoolConfig",
+    "ResetOnReturn",
+    "SyncDatabaseConfig",
+]
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Password = SecretStr | Callable[[], str | SecretStr]
+ResetOnReturn = Literal["rollback", "commit", "none", "discard"]
+_PARTS = ("host", "port", "database", "username")
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        # pydantic would repeat the value that it refuses, and that may be a URL with its password
+        hide_input_in_errors=True,
+        validate_default=False,
+    )
+
+    def __init__(self, **values: Any) -> None:
+        problem = None
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            problem = _explain(type(self), error)
+        if problem is not None:
+            # A traceback that shows locals must not show a password, and raised here,
+            # outside the handler, the error does not carry pydantic's as its context.
+            values.clear()
+            raise ConfigError(problem)
+
+
+class InstrumentationConfig(_Frozen):
+    """Say what is logged and measured.
+
+    Attributes:
+        pool_name: the name of the pool in logs and metrics; default: the name of the config.
+        log_parameters: show bound values in statement logs and error messages. Off, since values are data.
+        log_statements: write every statement to the log of ``sqlalchemy.engine``, like ``echo``.
+        slow_statement_seconds: log statements that take at least this long.
+        slow_checkout_seconds: log checkouts that wait at least this long.
+    """
+
+    pool_name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_.:-]{1,64}$")
+    log_parameters: bool = False
+    log_statements: bool = False
+    slow_statement_seconds: Seconds | None = None
+    slow_checkout_seconds: Seconds | None = None
+
+
+class NoPoolSyncConfig(_Frozen):
+    """Describe one database, without a pool.
+
+    A database is named by ``url``, by parts (``host``, ``port``, ``database``, ``username``), or by neither
+    where the driver has defaults of its own. The password of a URL moves to ``password``; ``url`` keeps the rest.
+
+    Attributes:
+        password: a string, or a callable that is asked at every connect (rotating credentials).
+        autocommit: every statement commits by itself; nothing can be rolled back.
+        echo: log statements to ``sqlalchemy.engine``; values only with ``instrumentation.log_parameters``.
+        connect_timeout: seconds to wait for a new connection. Drivers count whole seconds: fractions round up.
+            On SQLite, how long a statement waits for another writer's lock.
+        command_timeout: seconds that one statement may run on the server; ``None``: the server's own limit.
+
+    Raises:
+        ConfigError: an option is unknown, out of range or contradicts another.
+    """
+
+    adapter: ClassVar[str] = ""
+    schemes: ClassVar[frozenset[str]] = frozenset()
+
+    url: str | None = None
+    host: str | None = None
+    port: int | None = Field(default=None, ge=1, le=65535)
+    database: str | None = None
+    username: str | None = None
+    password: Password | None = None
+
+    autocommit: bool = False
+    echo: bool = False
+
+    connect_timeout: Seconds = 10.0
+    command_timeout: Seconds | None = None
+
+    instrumentation: InstrumentationConfig = Field(default_factory=InstrumentationConfig)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_the_password_out_of_the_url(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("url") is None:
+            return values
+        given = values["url"]
+        text = given.render_as_string(hide_password=False) if isinstance(given, URL) else str(given)
+        url, password = parse_url(text)
+        scheme = url.drivername.split("+")[0]
+        if cls.schemes and scheme not in cls.schemes:
+            raise ConfigError(f"url is of a {scheme} database: {cls.__name__} takes {_alternatives(cls.schemes)}://")
+        if password is not None and values.get("password") is not None:
+            raise ConfigError("password is given twice, in url and by itself: keep one")
+        twice = [part for part in _PARTS if values.get(part) is not None and getattr(url, part) is not None]
+        if twice:
+            raise ConfigError(f"{twice[0]} is given twice, in url and by itself: keep one")
+        changed = {**values, "url": url.render_as_string()}
+        return changed if password is None else {**changed, "password": password}
+
+    @model_validator(mode="after")
+    def _refuse_what_no_server_takes(self) -> NoPoolSyncConfig:
+        for part in ("host", "database", "username"):
+            if "\0" in (getattr(self, part) or ""):
+                raise ConfigError(f"{part} contains a NUL character, which no database accepts")
+        return self
+
+    @property
+    def parsed_url(self) -> URL:
+        """Return the URL that the config means, from ``url`` and parts, without a password."""
+        url = make_url(self.url) if self.url is not None else URL.create(self.adapter)
+        parts = {part: getattr(self, part) for part in _PARTS if getattr(self, part) is not None}
+        return url._replace(**parts) if parts else url
+
+    def reveal_password(self) -> str | None:
+        """Return the password as it is now; a callable is asked anew. For connecting only."""
+        password = self.password() if callable(self.password) else self.password
+        return password.get_secret_value() if isinstance(password, SecretStr) else password
+
+    def __getstate__(self) -> dict[Any, Any]:
+        if isinstance(self.password, SecretStr):
+            raise TypeError(
+                f"{type(self).__name__} holds a password and cannot be pickled: build it in the other process, "
+                "for example with EnvironmentConfig.from_env(), or give password as an importable function"
+            )
+        return super().__getstate__()
+
+
+class PoolConfig(_Frozen):
+    """Say how connections are kept.
+
+    Attributes:
+        pool_size: connections kept open.
+        max_overflow: connections opened beyond ``pool_size`` under load.
+        pool_timeout: seconds that a checkout may wait for a connection.
+        pool_recycle: connections older than this many seconds are replaced at checkout; -1: never.
+        pool_pre_ping: make sure at checkout that the connection is alive.
+        pool_use_lifo: hand out the connection used last, so that the others can age.
+        pool_reset_on_return: what happens to an open transaction at checkin: ``rollback``; ``commit``;
+            ``none`` (nothing, the next borrower inherits it); ``discard`` (rollback, then session state such
+            as ``SET`` and temporary tables goes as well).
+    """
+
+    pool_size: int = Field(default=10, ge=1)
+    max_overflow: int = Field(default=20, ge=0)
+    pool_timeout: Seconds = 30.0
+    pool_recycle: int = Field(default=3600, ge=-1)
+    pool_pre_ping: bool = True
+    pool_use_lifo: bool = False
+    pool_reset_on_return: ResetOnReturn = "rollback"
+
+
+class SyncDatabaseConfig(PoolConfig, NoPoolSyncConfig):
+    """Describe one database and how its connections are pooled."""
+
+
+def _alternatives(names: frozenset[str]) -> str:
+    return ":// or ".join(sorted(names))
+
+
+def _explain(cls: type[BaseModel], error: ValidationError) -> str:
+    """Name each field and what is wrong with it, without the values."""
+    problems = []
+    for item in error.errors(include_url=False, include_context=True, include_input=False):
+        field = ".".join(str(part) for part in item["loc"][:1])
+        if item["type"] == "extra_forbidden":
+            problems.append(f"{field} is not an option{_near_miss(field, cls)}")
+        else:
+            message = str(item["msg"]).removeprefix("Value error, ")
+            problems.append(f"{field}: {message}" if field else message)
+    return f"{cls.__name__}: " + "; ".join(dict.fromkeys(problems))
+
+
+def _near_miss(name: str, cls: type[BaseModel]) -> str:
+    near = difflib.get_close_matches(name, cls.model_fields, n=2)
+    return f": did you mean {' or '.join(near)}?" if near else f"; options are {', '.join(sorted(cls.model_fields))}"

@@ -1,0 +1,154 @@
+"""PooledConnectionManager: the engine of one config, built when it is first needed."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from sqlalchemy import Engine, exc
+from sqlalchemy.pool import Pool, PoolProxiedConnection
+
+from sqlspec.adapters import TransactionOptions, driver_for
+from sqlspec.config import NoPoolSyncConfig
+from sqlspec.engine import build_engine
+from sqlspec.exceptions import ConnectionTimeout, PoolClosed, PoolTimeout
+from sqlspec.pool import DeadlinePool, PoolStats, checkout_deadline
+from sqlspec.session import Connection, Session
+
+__all__ = ["PooledConnectionManager"]
+
+
+class PooledConnectionManager:
+    """Hold the engine and the pool of one config. Thread-safe; nothing connects before it is asked to."""
+
+    def __init__(self, config: NoPoolSyncConfig, name: str = "default") -> None:
+        self.config = config
+        self.name = name
+        self.driver = driver_for(config)
+        # Guards _engine and _closed. Building an engine imports the driver and connects to nothing.
+        self._lock = threading.Lock()
+        self._engine: Engine | None = None
+        self._closed = False
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "not used yet" if self._engine is None else self._engine.pool.status()
+        return f"<PooledConnectionManager {self.name!r}, {state}>"
+
+    @property
+    def engine(self) -> Engine:
+        """Return the engine, built by the first caller.
+
+        Raises:
+            PoolClosed: after `close`.
+            ConfigError: the driver is not installed.
+        """
+        engine = self._engine
+        if engine is None or self._closed:
+            with self._lock:
+                if self._closed:
+                    raise PoolClosed(f"{self.name!r} is closed: register its config again, or open a new registry")
+                engine = self._engine = self._engine or build_engine(self.config, self.name)
+        return engine
+
+    @property
+    def pool(self) -> Pool:
+        """Return the live pool."""
+        return self.engine.pool
+
+    def get_connection(self, timeout: float | None = None) -> Connection:
+        """Check a DB-API connection out, within ``timeout`` seconds for waiting and connecting.
+
+        Raises:
+            ConnectionTimeout: none became available in time; ``phase`` tells where the time went.
+            Exception: the driver's error, where it cannot connect.
+        """
+        engine = self.engine
+        proxy = self._check_out(engine, timeout)
+        return Connection(proxy, self.driver, engine.dialect, autocommit=self.config.autocommit)
+
+    def get_session(
+        self,
+        timeout: float | None = None,
+        autocommit: bool | None = None,
+        read_only: bool = False,
+        isolation_level: str | None = None,
+    ) -> Session:
+        """Return a session; its first statement checks a connection out.
+
+        Raises:
+            ConfigError: the database does not know the isolation level.
+        """
+        options = TransactionOptions(isolation_level, read_only) if isolation_level or read_only else None
+        if options is not None:
+            self.driver.check(options)
+        engine = self.engine
+
+        def check_out() -> PoolProxiedConnection:
+            try:
+                return self._check_out(engine, timeout)
+            except engine.dialect.loaded_dbapi.Error as error:
+                raise exc.DBAPIError.instance(
+                    None,
+                    None,
+                    error,
+                    engine.dialect.loaded_dbapi.Error,
+                    hide_parameters=engine.hide_parameters,
+                    dialect=engine.dialect,
+                ) from error
+
+        wanted = self.config.autocommit if autocommit is None else autocommit
+        return Session(
+            engine,
+            self.driver,
+            check_out,
+            autocommit=wanted,
+            toggle_autocommit=wanted != self.config.autocommit,
+            options=options,
+        )
+
+    def _check_out(self, engine: Engine, timeout: float | None) -> PoolProxiedConnection:
+        if timeout is None:
+            try:
+                return engine.pool.connect()
+            except PoolTimeout as error:
+                raise ConnectionTimeout(f"{self.name}: {error}") from None
+        if timeout <= 0:
+            raise ValueError(f"timeout={timeout!r}: give seconds above 0")
+        deadline = time.monotonic() + timeout
+        token = checkout_deadline.set(deadline)
+        try:
+            return engine.pool.connect()
+        except PoolTimeout as error:
+            raise ConnectionTimeout(f"{self.name}: {error}") from None
+        except engine.dialect.loaded_dbapi.Error as error:
+            if time.monotonic() < deadline:
+                raise
+            raise ConnectionTimeout(f"{self.name}: connecting took longer than {timeout:.3g} s", "connect") from error
+        finally:
+            checkout_deadline.reset(token)
+
+    def get_pool_stats(self) -> PoolStats:
+        """Return the figures of the pool. Opens no connection."""
+        pool = self.pool
+        if not isinstance(pool, DeadlinePool):
+            return PoolStats(size=0, checked_in=0, checked_out=0, overflow=0, total=0)
+        checked_in, checked_out = pool.checkedin(), pool.checkedout()
+        return PoolStats(
+            size=pool.size(),
+            checked_in=checked_in,
+            checked_out=checked_out,
+            overflow=pool.overflow(),
+            total=checked_in + checked_out,
+        )
+
+    def close(self, timeout: float | None = None) -> int:
+        """Close the pool: idle connections now, the others as they come back, for which it waits ``timeout`` seconds.
+
+        Returns how many are still checked out. Harmless when repeated.
+        """
+        with self._lock:
+            self._closed = True
+            engine = self._engine
+        if engine is None or not isinstance(engine.pool, DeadlinePool):
+            return 0
+        return engine.pool.close(timeout)

@@ -1,0 +1,165 @@
+"""SQLSpec: names for databases, and everything that is had by name."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import threading
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from sqlalchemy import Engine
+
+from sqlspec.adapters import driver_for
+from sqlspec.config import NoPoolSyncConfig
+from sqlspec.exceptions import ConfigError, PoolClosed
+from sqlspec.manager import PooledConnectionManager
+from sqlspec.pool import PoolStats
+from sqlspec.session import Connection, Session
+
+__all__ = ["SQLSpec"]
+
+_logger = logging.getLogger("sqlspec")
+
+
+class SQLSpec:
+    """Hold named configs, and give connections, sessions and engines by name. Thread-safe."""
+
+    def __init__(self) -> None:
+        # Guards _managers and _closed: dictionary work only; managers are closed outside.
+        self._lock = threading.Lock()
+        self._managers: dict[str, PooledConnectionManager] = {}
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<SQLSpec {', '.join(self.list_configs()) or 'without configs'}{', closed' if self._closed else ''}>"
+
+    def register_config(self, config: NoPoolSyncConfig, name: str = "default", *, replace: bool = False) -> str:
+        """Give a config a name. Nothing connects yet.
+
+        With ``replace``, the pool behind a taken name is retired: it serves what is checked out, and nobody new.
+
+        Returns the name.
+
+        Raises:
+            ConfigError: the name is taken or empty, or the config names no database.
+        """
+        if not isinstance(config, NoPoolSyncConfig):
+            raise ConfigError(
+                f"register_config() takes a config such as PostgreSQLConfig(…), not {type(config).__name__}"
+            )
+        if not isinstance(name, str) or not name:
+            raise ConfigError("name must be a string that is not empty")
+        missing = driver_for(config).missing()
+        if missing is not None:
+            raise ConfigError(missing)
+        manager = PooledConnectionManager(config, name)
+        with self._lock:
+            if self._closed:
+                raise PoolClosed("this registry is closed: make a new SQLSpec()")
+            old = self._managers.get(name)
+            if old is not None and not replace:
+                raise ConfigError(f"{name!r} is registered already: pass replace=True, or another name")
+            self._managers[name] = manager
+        if old is not None:
+            old.close()
+        return name
+
+    def list_configs(self) -> list[str]:
+        """Return the names, in the order of their registration."""
+        with self._lock:
+            return list(self._managers)
+
+    def get_config(self, name: str = "default") -> NoPoolSyncConfig:
+        """Return the config of a name."""
+        return self._manager(name).config
+
+    def create_connection(self, name: str = "default", *, timeout: float | None = None) -> Connection:
+        """Check a DB-API connection out; you must `close` it. Without a pool, it is opened for you alone.
+
+        Raises:
+            ConnectionTimeout: none became available in time.
+            ConfigError: there is no such name.
+            PoolClosed: after `close`.
+        """
+        return self._manager(name).get_connection(timeout)
+
+    def get_connection(self, name: str = "default", *, timeout: float | None = None) -> Connection:
+        """Check a DB-API connection out for a ``with`` block, which rolls back what was not committed.
+
+        Raises:
+            ConnectionTimeout: none became available in time.
+            ConfigError: there is no such name.
+            PoolClosed: after `close`.
+        """
+        return self._manager(name).get_connection(timeout)
+
+    def get_session(
+        self,
+        name: str = "default",
+        *,
+        timeout: float | None = None,
+        autocommit: bool | None = None,
+        read_only: bool = False,
+        isolation_level: str | None = None,
+    ) -> Session:
+        """Return a unit of work for a ``with`` block: it commits at the end, and rolls back on an error.
+
+        Its first statement checks a connection out, within ``timeout`` seconds.
+
+        Raises:
+            ConfigError: there is no such name or isolation level.
+            PoolClosed: after `close`.
+        """
+        return self._manager(name).get_session(timeout, autocommit, read_only, isolation_level)
+
+    def get_engine(self, name: str = "default") -> Engine:
+        """Return the SQLAlchemy engine behind a name: for ORM, Alembic, pandas."""
+        return self._manager(name).engine
+
+    def get_pool_stats(self, name: str = "default") -> PoolStats:
+        """Return the figures of the pool behind a name. Opens no connection."""
+        return self._manager(name).get_pool_stats()
+
+    def _get_pool(self, name: str = "default") -> Any:
+        return self._manager(name).pool
+
+    def _manager(self, name: str) -> PooledConnectionManager:
+        with self._lock:
+            if self._closed:
+                raise PoolClosed("this registry is closed: make a new SQLSpec()")
+            manager = self._managers.get(name)
+            names = list(self._managers)
+        if manager is None:
+            near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5) or names
+            known = f"did you mean {' or '.join(map(repr, near))}?" if near else "register_config() has not been called"
+            raise ConfigError(f"there is no config {name!r}: {known}")
+        return manager
+
+    def close(self, timeout: float | None = None) -> None:
+        """Close every pool, the last registered first; nothing can be had by name afterwards.
+
+        Idle connections close at once, the others when they come back; with a timeout, up to so many seconds
+        are spent waiting for those. Harmless when repeated.
+        """
+        with self._lock:
+            self._closed = True
+            managers = list(self._managers.values())
+        deadline = time.monotonic() + (timeout or 0.0)
+        for manager in reversed(managers):
+            left = manager.close(max(0.0, deadline - time.monotonic()))
+            if left:
+                _logger.warning(
+                    "%s: %d connections are still checked out; they close when they come back",
+                    manager.name,
+                    left,
+                )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,138 @@
+"""SQLAlchemy results over a driver's cursor, without the cost of a statement context."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from sqlalchemy import exc
+from sqlalchemy.engine.cursor import null_dml_result
+from sqlalchemy.engine.result import IteratorResult, SimpleResultMetaData
+
+from sqlspec.session.placeholders import Statement
+
+if TYPE_CHECKING:
+    _Rows = IteratorResult[*tuple[Any, ...]]
+else:
+    _Rows = IteratorResult
+
+__all__ = ["DriverResult", "columns_of"]
+
+# the metadata of a statement without rows: every use of them raises SQLAlchemy's ResourceClosedError
+_NO_ROWS = null_dml_result()._metadata
+
+
+class _Columns(SimpleResultMetaData):
+    """Refuse a name that two columns share, as SQLAlchemy's own cursor results do."""
+
+    def __init__(self, keys: Sequence[str], *args: Any, **kwargs: Any) -> None:
+        super().__init__(keys, *args, **kwargs)
+        if len(self._keymap) < len(self._keys):
+            for key in {key for key in keys if list(keys).count(key) > 1}:
+                self._keymap[key] = (None, key, ())  # type: ignore[index]  # a plain dict, whatever its declared type
+            self._key_to_index = self._make_key_to_index(self._keymap, 0)
+
+    def _index_for_key(self, key: Any, raiseerr: bool = True) -> int:
+        if isinstance(key, int):
+            return key if key >= 0 else len(self._keys) + key
+        record = self._keymap.get(key)
+        if record is not None and record[0] is None:
+            self._raise_for_ambiguous_column_name(record)
+        return super()._index_for_key(key, raiseerr)
+
+    def _raise_for_ambiguous_column_name(self, rec: Any) -> NoReturn:
+        raise exc.InvalidRequestError(f"Ambiguous column name {rec[1]!r} in result set column descriptions")
+
+
+def columns_of(statement: Statement, cursor: Any) -> Any:
+    """Return SQLAlchemy's metadata for what the cursor holds, cached on the statement."""
+    description = cursor.description
+    if not description:
+        return _NO_ROWS
+    names = [column[0] for column in description]
+    cached = statement.columns
+    if cached is not None and cached[0] == names:
+        return cached[1]
+    metadata = _Columns(names)
+    statement.columns = (names, metadata)
+    return metadata
+
+
+class DriverResult(_Rows):
+    """Be a SQLAlchemy Result whose rows come straight from a driver's cursor.
+
+    Attributes:
+        rowcount: rows that the statement changed or returned, as the driver says it; -1 unknown.
+        lastrowid: the driver's last generated key.
+        returns_rows: whether there are rows to fetch.
+    """
+
+    def __init__(
+        self,
+        metadata: Any,
+        cursor: Any,
+        fail: Callable[[BaseException, Any], NoReturn],
+        closed: Callable[[DriverResult], object],
+    ) -> None:
+        super().__init__(metadata, iter(()))
+        self._cursor = cursor
+        self._fail = fail
+        self._when_closed = closed
+        self.rowcount: int = cursor.rowcount
+        self.lastrowid: Any = getattr(cursor, "lastrowid", None)
+        self.returns_rows: bool = metadata is not _NO_ROWS
+        if not self.returns_rows:
+            self._soft_close()
+
+    def _soft_close(self, hard: bool = False, **kw: Any) -> None:
+        cursor, self._cursor = self._cursor, None
+        super()._soft_close(hard=hard, **kw)
+        if cursor is not None:
+            self._when_closed(self)
+            cursor.close()
+
+    def _open_cursor(self) -> Any:
+        if self._hard_closed:
+            raise exc.ResourceClosedError("This result is closed, perhaps with its session: fetch the rows before.")
+        return self._cursor
+
+    def _fetchall_impl(self) -> Any:
+        cursor = self._open_cursor()
+        if cursor is None:
+            return []
+        try:
+            rows = cursor.fetchall()
+        except BaseException as error:  # noqa: BLE001  # always raised again
+            self._fail(error, cursor)
+        self._soft_close()
+        return rows
+
+    def _fetchone_impl(self, hard_close: bool = False) -> Any:
+        cursor = self._open_cursor()
+        if cursor is None:
+            return None
+        try:
+            row = cursor.fetchone()
+        except BaseException as error:  # noqa: BLE001  # always raised again
+            self._fail(error, cursor)
+        if row is None:
+            self._soft_close(hard=hard_close)
+        return row
+
+    def _fetchmany_impl(self, size: int | None = None) -> Any:
+        cursor = self._open_cursor()
+        if cursor is None:
+            return []
+        try:
+            rows = cursor.fetchmany() if size is None else cursor.fetchmany(size)
+        except BaseException as error:  # noqa: BLE001  # always raised again
+            self._fail(error, cursor)
+        if not rows:
+            self._soft_close()
+        return rows
+
+    def _fetchiter_impl(self) -> Iterator[Any]:
+        while rows := self._fetchmany_impl(100):
+            yield from rows
+
+    _raw_row_iterator = _fetchiter_impl

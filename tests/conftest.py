@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sqlspec import SQLSpec
+from sqlspec.adapters import MySQLConfig, PostgreSQLConfig, SQLiteConfig
+from sqlspec.config import SyncDatabaseConfig
+from tests.servers import PASSWORD, MariaDBServer, PostgreSQLServer, Server, ServerMissing
+
+
+@dataclass
+class Database:
+    """One of the three databases, for the tests that run on each."""
+
+    name: str
+    key: str
+    make: Callable[..., SyncDatabaseConfig]
+    server: Any = None
+
+    def config(self, **options: Any) -> SyncDatabaseConfig:
+        return self.make(**options)
+
+
+def _served(kind: type[Server], factory: pytest.TempPathFactory) -> Iterator[Server]:
+    try:
+        server = kind(factory.mktemp(kind.__name__.lower()) / "server")
+    except ServerMissing as error:
+        if os.environ.get("CI"):
+            pytest.fail(f"{error}, and these tests must not be skipped in CI")
+        pytest.skip(reason=str(error))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgresql_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    yield from _served(PostgreSQLServer, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def mariadb_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    yield from _served(MariaDBServer, tmp_path_factory)
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
+    if request.param == "sqlite":
+        path = str(tmp_path / "app.db")
+        return Database("sqlite", "INTEGER PRIMARY KEY", lambda **options: SQLiteConfig(database=path, **options))
+    server = request.getfixturevalue(f"{request.param}_server")
+    place = {"host": "127.0.0.1", "port": server.port, "username": "app", "password": PASSWORD}
+    if request.param == "postgresql":
+        return Database(
+            "postgresql",
+            "SERIAL PRIMARY KEY",
+            lambda **options: PostgreSQLConfig(**{**place, "database": "postgres", **options}),
+            server,
+        )
+    return Database(
+        "mariadb",
+        "INTEGER PRIMARY KEY AUTO_INCREMENT",
+        lambda **options: MySQLConfig(**{**place, "database": "app", **options}),
+        server,
+    )
+
+
+@pytest.fixture
+def spec(database: Database) -> Iterator[SQLSpec]:
+    """A registry with the database as "primary", and an empty table of users."""
+    with SQLSpec() as registry:
+        registry.register_config(database.config(), name="primary")
+        with registry.get_session("primary") as session:
+            session.execute("DROP TABLE IF EXISTS users")
+            session.execute(f"CREATE TABLE users (id {database.key}, name VARCHAR(100) UNIQUE)")
+        yield registry
+        assert registry.get_pool_stats("primary").checked_out == 0

@@ -1,0 +1,241 @@
+"""Private database servers for the tests: started from installed binaries, stopped by process id."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+PASSWORD = "p@ss:w/rd%?#"
+
+
+class ServerMissing(Exception):
+    """Say which binary is not installed."""
+
+
+def free_port() -> int:
+    """Return a free port below the ephemeral range."""
+    while True:
+        port = random.randint(20000, 32000)  # noqa: S311  # not for secrets
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return port
+
+
+def find(binary: str, *folders: str) -> str:
+    """Return the path of a server's binary."""
+    candidates = [str(path) for folder in folders for path in sorted(Path("/").glob(folder.lstrip("/")), reverse=True)]
+    found = shutil.which(binary, path=os.pathsep.join([*candidates, os.environ.get("PATH", "")]))
+    if found is None:
+        raise ServerMissing(f"{binary} is not installed")
+    return found
+
+
+class Server:
+    """Start, stop, kill and freeze one server process, owned by a user that is not root."""
+
+    user = "nobody"
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        folder.mkdir(parents=True)
+        self._own(folder)
+        self.initialize()
+
+    def _as_user(self) -> list[str]:
+        if os.geteuid() != 0:
+            return []
+        return ["setpriv", f"--reuid={self.user}", f"--regid={self.user}", "--init-groups"]
+
+    def _own(self, path: Path) -> None:
+        if os.geteuid() == 0:
+            shutil.chown(path, self.user, self.user)
+            for parent in path.parents:
+                if parent != Path("/tmp") and not parent.stat().st_mode & 0o001:  # noqa: S108  # where pytest works
+                    parent.chmod(parent.stat().st_mode | 0o011)
+
+    def _run(self, *command: str) -> None:
+        done = subprocess.run([*self._as_user(), *command], cwd=self.folder, capture_output=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{command[0]}: {done.stderr.decode()}{done.stdout.decode()}")
+
+    def initialize(self) -> None:
+        """Create the data directory."""
+        raise NotImplementedError
+
+    def command(self) -> list[str]:
+        """Return the command of the server process."""
+        raise NotImplementedError
+
+    def is_ready(self) -> bool:
+        """Tell whether the server answers."""
+        raise NotImplementedError
+
+    def start(self) -> None:
+        """Start the server and wait until it answers."""
+        with (self.folder / "log").open("ab") as log:
+            command = [*self._as_user(), *self.command()]
+            self._process = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log, start_new_session=True)
+        wait_until(self.is_ready, 30, f"{self.command()[0]}: {(self.folder / 'log').read_text()[-2000:]}")
+
+    def stop(self, how: int = signal.SIGINT) -> None:
+        """Stop the server and wait for its end."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(how)
+            self._process.wait(30)
+            self._process = None
+
+    def kill(self) -> None:
+        """Kill the server and its children, as a crash would."""
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait(30)
+            self._process = None
+
+    def restart(self) -> None:
+        """Stop and start."""
+        self.stop()
+        self.start()
+
+    def freeze(self) -> None:
+        """Stop the whole server from running, without ending a connection."""
+        self._signal_all(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let a frozen server go on."""
+        self._signal_all(signal.SIGCONT)
+
+    def _signal_all(self, what: int) -> None:
+        if self._process is None:
+            raise RuntimeError("the server is not running")
+        os.killpg(self._process.pid, what)
+
+
+class PostgreSQLServer(Server):
+    """Be a private PostgreSQL."""
+
+    user = "postgres"
+
+    def initialize(self) -> None:
+        folders = ("/usr/lib/postgresql/*/bin",)
+        self._postgres = find("postgres", *folders)
+        secret = self.folder / "secret"
+        secret.write_text(PASSWORD)
+        self._own(secret)
+        data = str(self.folder / "data")
+        options = ["-U", "app", "-A", "scram-sha-256", f"--pwfile={secret}", "--no-sync", "-E", "UTF8"]
+        self._run(find("initdb", *folders), "-D", data, *options)
+
+    def command(self) -> list[str]:
+        settings = {
+            "port": self.port,
+            "listen_addresses": "127.0.0.1",
+            "unix_socket_directories": self.folder,
+            "fsync": "off",
+            "max_connections": 200,
+            "lock_timeout": "20s",
+            "statement_timeout": "30s",
+        }
+        options = [item for name, value in settings.items() for item in ("-c", f"{name}={value}")]
+        return [self._postgres, "-D", str(self.folder / "data"), *options]
+
+    def start(self) -> None:
+        (self.folder / "data" / "postmaster.pid").unlink(missing_ok=True)
+        super().start()
+
+    def is_ready(self) -> bool:
+        import psycopg2
+
+        try:
+            psycopg2.connect(**self.parameters()).close()
+        except psycopg2.OperationalError:
+            return False
+        return True
+
+    def parameters(self) -> dict[str, object]:
+        """Return what the driver needs to connect."""
+        return {
+            "host": "127.0.0.1",
+            "port": self.port,
+            "user": "app",
+            "password": PASSWORD,
+            "dbname": "postgres",
+        }
+
+
+class MariaDBServer(Server):
+    """Be a private MariaDB."""
+
+    user = "mysql"
+
+    def initialize(self) -> None:
+        data = str(self.folder / "data")
+        self._mariadbd = find("mariadbd", "/usr/sbin")
+        options = ["--auth-root-authentication-method=normal", "--skip-test-db"]
+        self._run(find("mariadb-install-db"), "--no-defaults", f"--datadir={data}", *options)
+        begin = self.folder / "init.sql"
+        begin.write_text(
+            "CREATE DATABASE IF NOT EXISTS app;\n"
+            f"CREATE USER IF NOT EXISTS app@'127.0.0.1' IDENTIFIED BY '{PASSWORD}';\n"
+            "GRANT ALL ON *.* TO app@'127.0.0.1';\n"
+        )
+        self._own(begin)
+
+    def command(self) -> list[str]:
+        return [
+            self._mariadbd,
+            "--no-defaults",
+            f"--datadir={self.folder / 'data'}",
+            f"--port={self.port}",
+            "--bind-address=127.0.0.1",
+            "--skip-name-resolve",
+            f"--socket={self.folder / 'sock'}",
+            f"--pid-file={self.folder / 'pid'}",
+            f"--init-file={self.folder / 'init.sql'}",
+            "--innodb-flush-log-at-trx-commit=0",
+            "--innodb-lock-wait-timeout=20",
+            "--lock-wait-timeout=20",
+            "--max-statement-time=30",
+            "--max-connections=200",
+        ]
+
+    def stop(self, how: int = signal.SIGTERM) -> None:
+        super().stop(how)
+
+    def is_ready(self) -> bool:
+        import MySQLdb
+
+        try:
+            MySQLdb.connect(**self.parameters()).close()
+        except MySQLdb.OperationalError:
+            return False
+        return True
+
+    def parameters(self) -> dict[str, object]:
+        """Return what the driver needs to connect."""
+        return {
+            "host": "127.0.0.1",
+            "port": self.port,
+            "user": "app",
+            "password": PASSWORD,
+            "database": "app",
+        }
+
+
+def wait_until(state: Callable[[], bool], seconds: float = 10, otherwise: str = "it did not happen") -> None:
+    """Wait for a state, not for a time."""
+    deadline = time.monotonic() + seconds
+    while not state():
+        if time.monotonic() > deadline:
+            raise TimeoutError(otherwise)
+        time.sleep(0.01)
