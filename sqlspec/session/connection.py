@@ -203,7 +203,7 @@ class Connection:
         self._closed = True
         self._connection = None
 
-    def _refusal(self, problem: str) -> BaseException:
+    def _refusal(self, problem: str) -> Any:
         return self._dialect.loaded_dbapi.ProgrammingError(problem)
 
 
