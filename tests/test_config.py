@@ -1,0 +1,154 @@
+"""Configs: what they refuse, and what they never show."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import pickle
+import traceback
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import exc
+
+from sqlspec import ConfigError, EnvironmentConfig, InstrumentationConfig, SQLSpec, SQLSpecWarning, build_secure_url
+from sqlspec.adapters import MySQLConfig, PostgreSQLConfig, SQLiteConfig, SQLiteConnectionConfig
+from sqlspec.config import SyncDatabaseConfig
+from sqlspec.engine import build_engine
+
+MISTAKES = [
+    (lambda: PostgreSQLConfig(pool_size=-1), "pool_size: Input should be greater than or equal to 1"),
+    (lambda: PostgreSQLConfig(max_overflow=-1), "max_overflow"),
+    (lambda: PostgreSQLConfig(connect_timeout=0), "connect_timeout: Input should be greater than 0"),
+    (lambda: PostgreSQLConfig(command_timeout=float("inf")), "command_timeout: Input should be a finite number"),
+    (lambda: PostgreSQLConfig(pool_timeout="soon"), "pool_timeout: Input should be a valid number"),
+    (lambda: PostgreSQLConfig(pool_sise=3), "pool_sise is not an option: did you mean pool_size"),
+    (lambda: PostgreSQLConfig(url="mysql://h/d"), "url is of a mysql database: PostgreSQLConfig takes postgres"),
+    (lambda: MySQLConfig(url="postgresql://h/d"), "MySQLConfig takes mariadb:// or mysql"),
+    (lambda: SQLiteConfig(url="postgresql://h/d"), "SQLiteConfig takes sqlite"),
+    (lambda: PostgreSQLConfig(url="nonsense"), "url does not parse: write scheme://"),
+    (lambda: PostgreSQLConfig(url="postgresql://h:port/d"), "url does not parse"),
+    (lambda: PostgreSQLConfig(url="postgresql://u:a@h/d", password="b"), "password is given twice"),
+    (lambda: PostgreSQLConfig(url="postgresql://h/d", host="g"), "host is given twice"),
+    (lambda: PostgreSQLConfig(url="postgresql://h/d?password=x"), "password behind the '\\?'"),
+    (lambda: PostgreSQLConfig(url="postgresql+pg8000://h/d"), "driver pg8000: there are psycopg2"),
+    (lambda: PostgreSQLConfig(port=70000), "port: Input should be less than or equal to 65535"),
+    (lambda: PostgreSQLConfig(database="a\0b"), "database contains a NUL"),
+    (lambda: PostgreSQLConfig(application_name="a\nb"), "application_name"),
+    (lambda: PostgreSQLConfig(client_encoding="utf8'; --"), "client_encoding"),
+    (lambda: PostgreSQLConfig(tls="yes"), "tls: Input should be 'disable', 'require'"),
+    (lambda: PostgreSQLConfig(url="postgresql://h/d?sslmode=require", tls="require"), "keep one"),
+    (lambda: MySQLConfig(sql_mode="TRADITIONAL'; DROP"), "sql_mode"),
+    (lambda: MySQLConfig(url="mysql://h/d?ssl_mode=REQUIRED"), "use tls="),
+    (lambda: MySQLConfig(ping_on_checkout=False, pool_pre_ping=True), "contradict each other"),
+    (lambda: SQLiteConfig(database="x.db", journal_mode="FAST"), "journal_mode: Input should be 'WAL'"),
+    (lambda: SQLiteConfig(database="x.db", cache_size="1; DROP"), "cache_size"),
+    (lambda: SQLiteConfig(database="x.db", isolation_level="READ COMMITTED"), "isolation_level: Input should be 'DEF"),
+    (lambda: SQLiteConfig(database="x.db", host="h"), "SQLite is a file"),
+    (lambda: SQLiteConfig(database="x.db", check_same_thread=True), "does not go with a pool"),
+    (lambda: SQLSpec().register_config(SQLiteConfig()), "names no file: give database="),
+    (lambda: SQLSpec().register_config(SQLiteConnectionConfig(database=":memory:")), "use SQLiteConfig"),
+    (lambda: SQLSpec().register_config(MySQLConfig()), "names no server"),
+    (lambda: SQLSpec().register_config(SyncDatabaseConfig()), "SyncDatabaseConfig names no database: use"),
+    (lambda: SQLSpec().register_config("postgresql://h/d"), "takes a config such as PostgreSQLConfig"),
+    (lambda: SQLSpec().register_config(PostgreSQLConfig(), name=""), "not empty"),
+    (lambda: SQLSpec().get_session("primary"), "register_config\\(\\) has not been called"),
+    (lambda: build_engine(PostgreSQLConfig(url="postgresql+asyncpg://h/d")), "asyncpg is asynchronous only"),
+]
+
+
+@pytest.mark.parametrize(("mistake", "message"), MISTAKES)
+def test_a_mistake_is_refused_with_its_name_and_the_fix(mistake: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        mistake()
+
+
+def test_a_config_cannot_be_changed() -> None:
+    config = PostgreSQLConfig()
+    with pytest.raises(ValueError, match="frozen"):
+        config.pool_size = 3
+
+
+def test_prepare_threshold_explains_itself_on_psycopg2() -> None:
+    with pytest.warns(SQLSpecWarning, match="psycopg2 prepares no statements"):
+        PostgreSQLConfig(prepare_threshold=3)
+    PostgreSQLConfig(url="postgresql+psycopg://h/d", prepare_threshold=3)
+
+
+def test_engine_urls_name_their_driver_and_have_no_password() -> None:
+    assert str(build_engine(PostgreSQLConfig(url="postgres://u:secret@h/d")).url) == "postgresql+psycopg2://u@h/d"
+    assert str(build_engine(MySQLConfig(url="mariadb://u:secret@h/d")).url) == "mysql+mysqldb://u@h/d"
+    assert str(build_engine(SQLiteConfig(database="x.db")).url) == "sqlite+pysqlite:///x.db"
+
+
+PASSWORDS = [
+    "pl4in-secret", "with space!", "p@ss:w/rd", "100%sure%41", "a+b=c&d", "quote'quote", 'double"double', "back\\slash",
+    "hash#tag", "quest?ion", "semi;colon", "[brackets]", "{braces}", "<angle>", "pipe|pipe", "tick`tick", "$dollar$",
+    "new\nline", "tab\ttab", "ünïcödé-pw", "密码密码密码", "emoji🔑emoji", "%(password)s", "%s%s%s", "{0}{1}",
+    "${HOME}/x", "<script>x", "--comment", "/*comment*/", "OR 1=1 --", "null-like", "True-ish", "0x1234567", "::cast::",
+    ":name:name", "??double??", "a@b@c@d", "x:y:z:w", "/slash/slash/", "very" * 50,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("password", PASSWORDS)
+def test_a_password_appears_in_no_sink(password: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    url = build_secure_url("postgresql", "127.0.0.1", 1, "d", "u", password)
+    config = PostgreSQLConfig(url=url, echo=True)
+    assert config.reveal_password() == password
+    engine = build_engine(config)
+    with SQLSpec() as spec, pytest.raises(exc.OperationalError) as caught:
+        spec.register_config(config)
+        with spec.get_session() as session:
+            session.execute("SELECT 1")
+    frames = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
+    inner = [line for line in frames.format() if "test_config" not in line]
+    sinks = [repr(config), str(config), repr(config.model_dump()), str(engine), repr(engine.url), caplog.text, *inner]
+    shown = [sink for sink in sinks for form in (password, url) if form in sink or repr(form) in sink]
+    assert shown == []
+    with pytest.raises(TypeError, match="from_env"):
+        pickle.dumps(config)
+    assert copy.deepcopy(config).reveal_password() == password
+
+
+def test_a_refused_config_shows_no_password_in_its_traceback() -> None:
+    with pytest.raises(ConfigError) as caught:
+        PostgreSQLConfig(url="postgresql://u:hidden-secret@h/d", pool_size=-1)
+    assert caught.value.__context__ is None
+    frames = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
+    own = [str(frame.locals) for frame in frames.stack if "test_config" not in frame.filename]
+    assert own
+    assert "hidden-secret" not in " ".join(own) + str(caught.value)
+
+
+def test_the_environment_describes_a_config(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for key, value in {"HOST": "h", "PORT": "3307", "NAME": "d", "USER": "u", "SCHEME": "mysql"}.items():
+        monkeypatch.setenv(f"APP_{key}", value)
+    monkeypatch.setenv("APP_POOL_SIZE", "7")
+    (tmp_path / "pw").write_text("from a file\n")
+    monkeypatch.setenv("APP_PASSWORD_FILE", str(tmp_path / "pw"))
+    config = EnvironmentConfig.from_env("APP_")
+    assert isinstance(config, MySQLConfig)
+    assert (config.host, config.port, config.database, config.username) == ("h", 3307, "d", "u")
+    assert config.pool_size == 7
+    assert config.reveal_password() == "from a file"
+
+
+def test_errors_of_the_environment_name_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="set NONE_URL"):
+        EnvironmentConfig.from_env("NONE_")
+    monkeypatch.setenv("BAD_PORT", "twelve-secret")
+    with pytest.raises(ConfigError, match="BAD_PORT") as caught:
+        EnvironmentConfig.from_env("BAD_")
+    assert "twelve-secret" not in str(caught.value)
+    monkeypatch.setenv("ODD_URL", "oracle://u:hidden@h/d")
+    with pytest.raises(ConfigError, match="ODD_URL") as caught:
+        EnvironmentConfig.from_env("ODD_")
+    assert "hidden" not in str(caught.value)
+
+
+def test_instrumentation_holds_values_only() -> None:
+    assert InstrumentationConfig(pool_name="main").pool_name == "main"
+    with pytest.raises(ConfigError, match="pool_name"):
+        InstrumentationConfig(pool_name="a\nb")
