@@ -1,0 +1,62 @@
+"""How often a session waits for the server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from sqlspec import Session, SQLSpec
+from tests.conftest import Database
+from tests.proxy import CountingProxy
+
+pytestmark = pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)
+
+
+@pytest.fixture
+def count(database: Database) -> Iterator[Callable[..., int]]:
+    """Run something in a session, on a connection that is open already; return its round trips."""
+    with CountingProxy(database.server.port) as proxy, SQLSpec() as spec:
+        spec.register_config(database.config(port=proxy.port, pool_size=1))
+
+        def run(work: Callable[[Session], object], **options: object) -> int:
+            with spec.get_session() as session:
+                session.execute("SELECT 1")
+            before = proxy.round_trips
+            with spec.get_session(**options) as session:
+                work(session)
+            return proxy.round_trips - before
+
+        yield run
+
+
+def test_an_empty_session_needs_none(count: Callable[..., int]) -> None:
+    assert count(lambda session: None) == 0
+
+
+def test_a_read_and_its_commit_need_no_superfluous_one(count: Callable[..., int], database: Database) -> None:
+    # psycopg2 sends BEGIN by itself; MariaDB begins with the statement
+    expected = 3 if database.name == "postgresql" else 2
+    assert count(lambda session: session.execute("SELECT ?", (1,)).all()) == expected
+
+
+def test_a_savepoint_needs_two(count: Callable[..., int], database: Database) -> None:
+    expected = 3 if database.name == "postgresql" else 2
+
+    def with_savepoint(session: Session) -> None:
+        with session.begin_nested():
+            pass
+
+    assert count(with_savepoint) - count(lambda session: session.execute("SELECT 1")) == 2 - 1
+    assert count(lambda session: session.execute("SELECT 1")) == expected
+
+
+def test_a_read_only_session_on_postgresql_needs_none_more(count: Callable[..., int], database: Database) -> None:
+    more = 0 if database.name == "postgresql" else 1
+    plain = count(lambda session: session.execute("SELECT 1"))
+    assert count(lambda session: session.execute("SELECT 1"), read_only=True) == plain + more
+
+
+def test_an_autocommit_read_on_postgresql_needs_one(count: Callable[..., int], database: Database) -> None:
+    expected = 1 if database.name == "postgresql" else 3
+    assert count(lambda session: session.execute("SELECT 1"), autocommit=True) == expected

@@ -1,0 +1,129 @@
+"""What servers do to connections."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from sqlalchemy import exc
+
+from sqlspec import ConnectionTimeout, SQLSpec
+from tests.conftest import Database
+from tests.servers import PASSWORD, wait_until
+
+pytestmark = pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)
+
+
+def kill(spec: SQLSpec, database: Database, pid: Any) -> None:
+    spec.register_config(database.config(), name="killer", replace=True)
+    with spec.get_session("killer", autocommit=True) as session:
+        if database.name == "postgresql":
+            session.execute("SELECT pg_terminate_backend(?)", (pid,))
+        else:
+            session.execute(f"KILL {int(pid)}")
+
+
+def backend(session: Any, database: Database) -> Any:
+    return session.execute(
+        "SELECT pg_backend_pid()" if database.name == "postgresql" else "SELECT CONNECTION_ID()"
+    ).scalar()
+
+
+def test_an_idle_connection_that_was_killed_is_replaced_at_checkout(spec: SQLSpec, database: Database) -> None:
+    with spec.get_session("primary") as session:
+        pid = backend(session, database)
+    kill(spec, database, pid)
+    for _ in range(3):
+        with spec.get_session("primary") as session:
+            assert backend(session, database) != pid
+    assert spec.get_pool_stats("primary").total == 1
+
+
+def test_a_connection_killed_in_use_is_invalidated_and_the_error_is_sqlalchemys(
+    spec: SQLSpec, database: Database
+) -> None:
+    with pytest.raises(exc.OperationalError) as caught, spec.get_session("primary") as session:
+        pid = backend(session, database)
+        kill(spec, database, pid)
+        session.execute("SELECT 1")
+    assert caught.value.connection_invalidated
+    with spec.get_session("primary") as session:
+        assert backend(session, database) != pid
+
+
+def test_command_timeout_ends_a_statement_and_keeps_the_connection(spec: SQLSpec, database: Database) -> None:
+    spec.register_config(database.config(command_timeout=0.2, pool_reset_on_return="discard"), name="limited")
+    sleep = (
+        "SELECT pg_sleep(10)"
+        if database.name == "postgresql"
+        else "SELECT count(*) FROM seq_1_to_100000 a, seq_1_to_100000 b"
+    )
+    for _ in range(2):
+        with pytest.raises(exc.OperationalError) as caught, spec.get_session("limited") as session:
+            session.execute(sleep)
+        assert not caught.value.connection_invalidated
+
+
+def test_discard_clears_the_state_of_a_session(spec: SQLSpec, database: Database) -> None:
+    spec.register_config(database.config(pool_reset_on_return="discard", pool_size=1, max_overflow=0), name="clean")
+    postgresql = database.name == "postgresql"
+    before = "SELECT current_setting('search_path')" if postgresql else "SELECT @@sql_mode, @tenant"
+    with spec.get_session("clean") as session:
+        wanted = session.execute(before).all()
+        session.execute("SET search_path = 'x'" if postgresql else "SET @tenant = 1, sql_mode = ''")
+        pid = backend(session, database)
+    with spec.get_session("clean") as session:
+        assert session.execute(before).all() == wanted
+        assert backend(session, database) == pid
+    with spec.get_connection("clean") as conn:
+        conn.cursor().execute("SELECT 1")
+
+
+def test_a_wrong_password_is_the_databases_error(database: Database) -> None:
+    with SQLSpec() as spec:
+        spec.register_config(database.config(password="wrong"))
+        with pytest.raises(exc.OperationalError, match=r"password|denied"), spec.get_session() as session:
+            session.execute("SELECT 1")
+
+
+def test_a_password_is_asked_for_at_every_connect(database: Database) -> None:
+    asked: list[int] = []
+
+    def password() -> str:
+        asked.append(1)
+        return PASSWORD
+
+    with SQLSpec() as spec:
+        spec.register_config(database.config(password=password))
+        with spec.get_connection() as first, spec.get_connection() as second:
+            assert first is not second
+    assert len(asked) == 2
+
+
+def test_connecting_to_a_frozen_server_ends_in_the_connect_phase(spec: SQLSpec, database: Database) -> None:
+    spec.register_config(database.config(), name="late")
+    database.server.freeze()
+    try:
+        with pytest.raises(ConnectionTimeout) as caught:
+            spec.get_connection("late", timeout=1.0)
+    finally:
+        database.server.thaw()
+    assert caught.value.phase == "connect"
+
+
+def test_tls_is_never_silently_plain(spec: SQLSpec, database: Database) -> None:
+    spec.register_config(database.config(tls="require"), name="secure")
+    with pytest.raises(exc.OperationalError, match=r"TLS|SSL"), spec.get_session("secure") as session:
+        session.execute("SELECT 1")
+    assert spec.get_pool_stats("secure").checked_out == 0
+
+
+def test_after_a_restart_every_connection_is_replaced(spec: SQLSpec, database: Database) -> None:
+    connections = [spec.create_connection("primary") for _ in range(4)]
+    for connection in connections:
+        connection.close()
+    database.server.restart()
+    wait_until(database.server.is_ready)
+    for _ in range(6):
+        with spec.get_session("primary") as session:
+            session.execute("SELECT 1")
