@@ -57,16 +57,17 @@ class DeadlinePool(QueuePool):
             ) from None
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
-        if self._closing:
+        if not self._closing:
+            super()._do_return_conn(record)
+            if not self._closing:
+                return
+            # close() emptied the queue between the check above and the return
+            self._close_idle()
+        else:
             try:
                 record.close()
             finally:
                 self._dec_overflow()
-        else:
-            super()._do_return_conn(record)
-            if self._closing:
-                # close() emptied the queue between the check above and the return
-                self._close_idle()
         with self._returned:
             self._returned.notify_all()
 

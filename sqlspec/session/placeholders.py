@@ -176,11 +176,12 @@ def bind(sql: str, parameters: Any, syntax: Syntax) -> tuple[Statement, Any]:
     """
     if parameters is None:
         return prepare(sql, syntax, "none"), None
-    if isinstance(parameters, Mapping):
+    kind = type(parameters)
+    if kind is dict or (kind is not tuple and isinstance(parameters, Mapping)):
         statement = prepare(sql, syntax, "named")
         _check_names(statement, parameters)
         return statement, parameters if statement.count != 0 else None
-    if isinstance(parameters, (str, bytes)) or not hasattr(parameters, "__len__"):
+    if kind is not tuple and (isinstance(parameters, (str, bytes)) or not hasattr(parameters, "__len__")):
         raise PlaceholderError(
             f"parameters are a {type(parameters).__name__}: pass a tuple, a list or a mapping, for one value ('…',)"
         )
@@ -202,6 +203,10 @@ def _check_names(statement: Statement, parameters: Mapping[str, Any]) -> None:
 
 
 def _rows_instead(parameters: Any) -> str | None:
-    if parameters and all(isinstance(row, (tuple, list, Mapping)) for row in parameters):
+    if (
+        parameters
+        and isinstance(parameters[0], (tuple, list, dict))
+        and all(isinstance(row, (tuple, list, dict)) for row in parameters)
+    ):
         return f"the parameters are {len(parameters)} rows: execute_many() takes rows, execute() one set of values"
     return None

@@ -74,7 +74,11 @@ class DriverResult(_Rows):
         fail: Callable[[BaseException, Any], NoReturn],
         closed: Callable[[DriverResult], object],
     ) -> None:
-        super().__init__(metadata, iter(()))
+        # what IteratorResult.__init__ sets, less the iterator: rows are fetched from the cursor
+        self._metadata = metadata
+        self.raw = None
+        self._source_supports_scalars = False
+        self.context = None
         self._cursor = cursor
         self._fail = fail
         self._when_closed = closed

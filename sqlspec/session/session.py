@@ -35,6 +35,7 @@ class Session:
         options: TransactionOptions | None,
     ) -> None:
         self._engine = engine
+        self._dispatch = engine.dialect.dispatch
         self._driver = driver
         self._check_out = check_out
         self._autocommit = autocommit
@@ -102,7 +103,7 @@ class Session:
     def _run(self, statement: Statement, parameters: Any, *, many: bool) -> Result[Any]:
         if self._driver_connection is None:
             self._open()
-        if self._is_watched() or self._needs_recovery():
+        if self._is_watched() or (self._connection is not None and self._connection.invalidated):
             return self._run_watched(statement, parameters)
         if not self._in_transaction and not self._autocommit and statement.opens:
             self._begin()
@@ -125,17 +126,14 @@ class Session:
 
     def _is_watched(self) -> bool:
         """Tell whether somebody listens to statements; then they go the way that SQLAlchemy's own go."""
-        engine, dispatch = self._engine, self._engine.dialect.dispatch
+        engine, dispatch = self._engine, self._dispatch
         return bool(
             engine._has_events
-            or engine.echo
+            or engine._should_log_info()
             or dispatch.do_execute
             or dispatch.do_executemany
             or dispatch.do_execute_no_params
         )
-
-    def _needs_recovery(self) -> bool:
-        return self._connection is not None and self._connection.invalidated
 
     def _run_watched(self, statement: Statement, parameters: Any) -> Result[Any]:
         if isinstance(parameters, list) and parameters and not isinstance(parameters[0], (tuple, list, dict)):
@@ -164,7 +162,7 @@ class Session:
 
     def _end(self, how: str) -> None:
         self._require_open()
-        if self._driver_connection is None:
+        if self._proxy is None:
             return
         connection = self._connection
         if connection is not None and (connection.in_transaction() or connection.invalidated):
@@ -237,10 +235,12 @@ class Session:
             return
         proxy, connection = self._proxy, self._connection
         try:
-            for result in list(self._results):
+            for result in tuple(self._results):
                 result.close()
-            self.rollback()
-            self._restore()
+            if self._in_transaction or connection is not None:
+                self.rollback()
+            if self._options is not None or self._toggle_autocommit:
+                self._restore()
         except BaseException:
             if proxy is not None:
                 proxy.invalidate()
