@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,26 +28,30 @@ class Database:
         return self.make(**options)
 
 
-def _served(kind: type[Server], factory: pytest.TempPathFactory) -> Iterator[Server]:
-    try:
-        server = kind(factory.mktemp(kind.__name__.lower()) / "server")
-    except ServerMissing as error:
-        if os.environ.get("CI"):
-            pytest.fail(f"{error}, and these tests must not be skipped in CI")
-        pytest.skip(reason=str(error))
-    server.start()
-    yield server
-    server.stop()
+def _served(kind: type[Server]) -> Iterator[Server]:
+    # not in pytest's own folder, which another run of pytest makes unreadable for the servers' users
+    with tempfile.TemporaryDirectory(prefix="sqlspec-") as folder:
+        try:
+            server = kind(Path(folder) / "server")
+        except ServerMissing as error:
+            if os.environ.get("CI"):
+                pytest.fail(f"{error}, and these tests must not be skipped in CI")
+            pytest.skip(reason=str(error))
+        try:
+            server.start()
+            yield server
+        finally:
+            server.stop()
 
 
 @pytest.fixture(scope="session")
-def postgresql_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    yield from _served(PostgreSQLServer, tmp_path_factory)
+def postgresql_server() -> Iterator[Server]:
+    yield from _served(PostgreSQLServer)
 
 
 @pytest.fixture(scope="session")
-def mariadb_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    yield from _served(MariaDBServer, tmp_path_factory)
+def mariadb_server() -> Iterator[Server]:
+    yield from _served(MariaDBServer)
 
 
 @pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
