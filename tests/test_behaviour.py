@@ -149,7 +149,6 @@ def test_a_connection_is_managed_by_hand_or_by_its_block(spec: SQLSpec) -> None:
         assert cursor.fetchone() == (1,)
     finally:
         connection.close()
-    connection.close()
     with spec.get_connection("primary") as conn:
         conn.begin()
         conn.cursor().execute("INSERT INTO users (name) VALUES (?)", ("Alice",))
@@ -308,3 +307,20 @@ def test_a_pool_used_by_many_threads_loses_nothing(spec: SQLSpec) -> None:
     stats = spec.get_pool_stats("primary")
     assert stats.checked_out == 0
     assert stats.total == stats.checked_in
+
+
+def test_closing_twice_checks_in_once(spec: SQLSpec, database: Database) -> None:
+    driver = spec.get_engine("primary").dialect.loaded_dbapi
+    with spec.get_connection("primary") as connection:
+        connection.close()
+        if database.name == "mariadb":
+            with pytest.raises(driver.InterfaceError):
+                connection.close()
+        else:
+            connection.close()
+    stats = spec.get_pool_stats("primary")
+    assert (stats.checked_in, stats.checked_out) == (1, 0)
+    with spec.get_connection("primary") as connection:
+        connection.invalidate()
+        connection.close()
+    assert spec.get_pool_stats("primary").checked_out == 0

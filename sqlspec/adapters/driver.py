@@ -38,6 +38,8 @@ class Driver(ABC):
     isolation_levels: ClassVar[tuple[str, ...]] = ISOLATION_LEVELS
     # whether begin() must be called before each transaction even without options
     sends_begin: ClassVar[bool] = False
+    # whether closing a connection a second time is an error, which PEP 249 leaves open
+    closes_once: ClassVar[bool] = False
 
     @abstractmethod
     def url(self) -> URL:

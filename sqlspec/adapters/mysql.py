@@ -83,6 +83,7 @@ class MySQLClient(Driver):
     name = "MySQLdb"
     extra = "mysql"
     syntax = "mysql"
+    closes_once = True
 
     def __init__(self, config: MySQLConfig) -> None:
         self._config = config

@@ -37,7 +37,7 @@ class Connection:
         self._autocommit = autocommit
         self._connection: Any = proxy.dbapi_connection
         self._cursors: weakref.WeakSet[Cursor] = weakref.WeakSet()
-        self._closed = False
+        self._closed = self._invalidated = False
         # _open: a transaction may be open on the server; _works: it changed something; _begun: begin() was called
         self._open = self._works = self._begun = False
         info = proxy.info
@@ -107,13 +107,20 @@ class Connection:
     def invalidate(self) -> None:
         """Close the physical connection; the pool opens another in its place when one is needed."""
         proxy = self._live()
+        self._invalidated = True
         self._forget()
         proxy.invalidate()
         proxy.close()
 
     def close(self) -> None:
-        """Check the connection in; what is not committed is rolled back. Harmless when repeated."""
+        """Check the connection in; what is not committed is rolled back.
+
+        A second call does nothing on psycopg2 and sqlite3, and is an InterfaceError on mysqlclient, as closing
+        these drivers' own connections twice.
+        """
         if self._closed:
+            if self._driver.closes_once and not self._invalidated:
+                self._live()
             return
         proxy, connection, is_open, begun = self._proxy, self._connection, self._open, self._begun
         for cursor in list(self._cursors):
@@ -143,7 +150,8 @@ class Connection:
     ) -> None:
         lost = self._works and not self._closed
         try:
-            self.close()
+            if not self._closed:
+                self.close()
         except Exception as second:
             if error is None:
                 raise
