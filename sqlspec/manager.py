@@ -81,30 +81,28 @@ class PooledConnectionManager:
         options = TransactionOptions(isolation_level, read_only) if isolation_level or read_only else None
         if options is not None:
             self.driver.check(options)
-        engine = self.engine
-
-        def check_out() -> PoolProxiedConnection:
-            try:
-                return self._check_out(engine, timeout)
-            except engine.dialect.loaded_dbapi.Error as error:
-                raise exc.DBAPIError.instance(
-                    None,
-                    None,
-                    error,
-                    engine.dialect.loaded_dbapi.Error,
-                    hide_parameters=engine.hide_parameters,
-                    dialect=engine.dialect,
-                ) from error
-
         wanted = self.config.autocommit if autocommit is None else autocommit
-        return Session(
-            engine,
-            self.driver,
-            check_out,
-            autocommit=wanted,
-            toggle_autocommit=wanted != self.config.autocommit,
-            options=options,
-        )
+        return Session(self, timeout, wanted, wanted != self.config.autocommit, options)
+
+    def check_out(self, timeout: float | None) -> PoolProxiedConnection:
+        """Check a connection out for a session: errors of the driver become SQLAlchemy's.
+
+        Raises:
+            ConnectionTimeout: none became available in time.
+            sqlalchemy.exc.DBAPIError: the database refused the connection.
+        """
+        engine = self.engine
+        try:
+            return self._check_out(engine, timeout)
+        except engine.dialect.loaded_dbapi.Error as error:
+            raise exc.DBAPIError.instance(
+                None,
+                None,
+                error,
+                engine.dialect.loaded_dbapi.Error,
+                hide_parameters=engine.hide_parameters,
+                dialect=engine.dialect,
+            ) from error
 
     def _check_out(self, engine: Engine, timeout: float | None) -> PoolProxiedConnection:
         if timeout is None:

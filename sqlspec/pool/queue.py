@@ -47,12 +47,12 @@ class DeadlinePool(QueuePool):
     def _do_get(self) -> ConnectionPoolEntry:
         if self._closing:
             raise PoolClosed("the pool is closed: open a new registry, or register the config again")
-        seconds = self._timeout
+        begin = time.monotonic()
         try:
             return super()._do_get()
         except exc.TimeoutError:
             raise PoolTimeout(
-                f"no connection came free within {seconds:.3g} s: {self.checkedout()} of "
+                f"no connection came free within {time.monotonic() - begin:.3g} s: {self.checkedout()} of "
                 f"{self.size() + self._max_overflow} are checked out"
             ) from None
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from sqlalchemy import exc
 from sqlalchemy.engine.cursor import null_dml_result
@@ -58,6 +58,14 @@ def columns_of(statement: Statement, cursor: Any) -> Any:
     return metadata
 
 
+class Owner(Protocol):
+    """Be the session of a result: it handles errors, and knows which results are open."""
+
+    _results: set[DriverResult]
+
+    def _fail(self, error: BaseException, cursor: Any) -> NoReturn: ...
+
+
 class DriverResult(_Rows):
     """Be a SQLAlchemy Result whose rows come straight from a driver's cursor.
 
@@ -67,21 +75,15 @@ class DriverResult(_Rows):
         returns_rows: whether there are rows to fetch.
     """
 
-    def __init__(
-        self,
-        metadata: Any,
-        cursor: Any,
-        fail: Callable[[BaseException, Any], NoReturn],
-        closed: Callable[[DriverResult], object],
-    ) -> None:
-        # what IteratorResult.__init__ sets, less the iterator: rows are fetched from the cursor
+    # what IteratorResult.__init__ sets, less the iterator: rows are fetched from the cursor
+    raw = None
+    context = None
+    _source_supports_scalars = False
+
+    def __init__(self, metadata: Any, cursor: Any, owner: Owner) -> None:
         self._metadata = metadata
-        self.raw = None
-        self._source_supports_scalars = False
-        self.context = None
         self._cursor = cursor
-        self._fail = fail
-        self._when_closed = closed
+        self._owner = owner
         self.rowcount: int = cursor.rowcount
         self.lastrowid: Any = getattr(cursor, "lastrowid", None)
         self.returns_rows: bool = metadata is not _NO_ROWS
@@ -90,9 +92,11 @@ class DriverResult(_Rows):
 
     def _soft_close(self, hard: bool = False, **kw: Any) -> None:
         cursor, self._cursor = self._cursor, None
-        super()._soft_close(hard=hard, **kw)
+        self._soft_closed = True
+        if hard:
+            self._hard_closed = True
         if cursor is not None:
-            self._when_closed(self)
+            self._owner._results.discard(self)
             cursor.close()
 
     def _open_cursor(self) -> Any:
@@ -107,7 +111,7 @@ class DriverResult(_Rows):
         try:
             rows = cursor.fetchall()
         except BaseException as error:  # noqa: BLE001  # always raised again
-            self._fail(error, cursor)
+            self._owner._fail(error, cursor)
         self._soft_close()
         return rows
 
@@ -118,7 +122,7 @@ class DriverResult(_Rows):
         try:
             row = cursor.fetchone()
         except BaseException as error:  # noqa: BLE001  # always raised again
-            self._fail(error, cursor)
+            self._owner._fail(error, cursor)
         if row is None:
             self._soft_close(hard=hard_close)
         return row
@@ -130,7 +134,7 @@ class DriverResult(_Rows):
         try:
             rows = cursor.fetchmany() if size is None else cursor.fetchmany(size)
         except BaseException as error:  # noqa: BLE001  # always raised again
-            self._fail(error, cursor)
+            self._owner._fail(error, cursor)
         if not rows:
             self._soft_close()
         return rows

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn, Protocol, Self
 
 from sqlalchemy import Connection, Engine, Executable, NestedTransaction, Result, exc
 from sqlalchemy.pool import PoolProxiedConnection
@@ -13,7 +13,22 @@ from sqlspec.adapters import Driver, TransactionOptions
 from sqlspec.session.placeholders import PlaceholderError, Statement, bind
 from sqlspec.session.result import DriverResult, columns_of
 
-__all__ = ["Savepoint", "Session"]
+__all__ = ["Savepoint", "Session", "Source"]
+
+
+class Source(Protocol):
+    """Be where the connections of sessions come from."""
+
+    @property
+    def engine(self) -> Engine:
+        """Return the engine."""
+
+    @property
+    def driver(self) -> Driver:
+        """Return the driver of the engine's connections."""
+
+    def check_out(self, timeout: float | None) -> PoolProxiedConnection:
+        """Check a connection out; errors are SQLAlchemy's."""
 
 
 class Session:
@@ -24,31 +39,31 @@ class Session:
     Not thread-safe: one session belongs to one thread at a time.
     """
 
+    # What changes while the session lives; its beginning stands here, since a session per statement is common.
+    _proxy: PoolProxiedConnection | None = None
+    _driver_connection: Any = None
+    _connection: Connection | None = None
+    _in_transaction = False
+    _closed = False
+    _echo = False
+    _savepoints = 0
+    _results: set[DriverResult]
+
     def __init__(
         self,
-        engine: Engine,
-        driver: Driver,
-        check_out: Callable[[], PoolProxiedConnection],
-        *,
+        source: Source,
+        timeout: float | None,
         autocommit: bool,
         toggle_autocommit: bool,
         options: TransactionOptions | None,
     ) -> None:
-        self._engine = engine
-        self._dispatch = engine.dialect.dispatch
-        self._driver = driver
-        self._check_out = check_out
+        self._source = source
+        self._engine = source.engine
+        self._driver = source.driver
+        self._timeout = timeout
         self._autocommit = autocommit
         self._toggle_autocommit = toggle_autocommit
         self._options = options
-        self._begins = (driver.sends_begin or options is not None) and not autocommit
-        self._proxy: PoolProxiedConnection | None = None
-        self._driver_connection: Any = None
-        self._connection: Connection | None = None
-        self._in_transaction = False
-        self._closed = False
-        self._savepoints = 0
-        self._results: set[DriverResult] = set()
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "in transaction" if self.in_transaction else "idle"
@@ -103,7 +118,10 @@ class Session:
     def _run(self, statement: Statement, parameters: Any, *, many: bool) -> Result[Any]:
         if self._driver_connection is None:
             self._open()
-        if self._is_watched() or (self._connection is not None and self._connection.invalidated):
+        engine, connection = self._engine, self._connection
+        # Somebody listens to statements, or wants them in the log: they go the way that SQLAlchemy's own go.
+        watched = engine._has_events or engine.dialect._has_events or self._echo
+        if watched or (connection is not None and connection.invalidated):
             return self._run_watched(statement, parameters)
         if not self._in_transaction and not self._autocommit and statement.opens:
             self._begin()
@@ -119,21 +137,10 @@ class Session:
             metadata = columns_of(statement, cursor)
         except BaseException as error:  # noqa: BLE001  # always raised again
             self._fail(error, cursor, statement.text, parameters)
-        result = DriverResult(metadata, cursor, self._fail, self._results.discard)
+        result = DriverResult(metadata, cursor, self)
         if result.returns_rows:
             self._results.add(result)
         return result
-
-    def _is_watched(self) -> bool:
-        """Tell whether somebody listens to statements; then they go the way that SQLAlchemy's own go."""
-        engine, dispatch = self._engine, self._dispatch
-        return bool(
-            engine._has_events
-            or engine._should_log_info()
-            or dispatch.do_execute
-            or dispatch.do_executemany
-            or dispatch.do_execute_no_params
-        )
 
     def _run_watched(self, statement: Statement, parameters: Any) -> Result[Any]:
         if isinstance(parameters, list) and parameters and not isinstance(parameters[0], (tuple, list, dict)):
@@ -154,7 +161,14 @@ class Session:
 
     def commit(self) -> None:
         """Commit what ran so far; the next statement begins a new transaction."""
-        self._end("commit")
+        if self._in_transaction and self._connection is None:
+            try:
+                self._driver_connection.commit()
+            except BaseException as error:  # noqa: BLE001  # always raised again
+                self._fail(error)
+            self._in_transaction = False
+        else:
+            self._end("commit")
 
     def rollback(self) -> None:
         """Undo what ran since the last commit; under autocommit, nothing can be undone."""
@@ -185,13 +199,13 @@ class Session:
             raise exc.InvalidRequestError("begin_nested() needs a transaction, and this session autocommits")
         if self._driver_connection is None:
             self._open()
-        if self._is_watched():
+        if self._engine._has_events or self._echo:
             return Savepoint(self, nested=self.connection().begin_nested())
         self._savepoints += 1
         return Savepoint(self, name=f"sqlspec_{self._savepoints}")
 
     def _begin(self) -> None:
-        if self._begins:
+        if (self._driver.sends_begin or self._options is not None) and not self._autocommit:
             try:
                 self._driver.begin(self._driver_connection, self._options)
             except BaseException as error:  # noqa: BLE001  # always raised again
@@ -206,7 +220,7 @@ class Session:
         if self._connection is None:
             if self._driver_connection is None:
                 self._open()
-            if self._begins and not self._in_transaction:
+            if not self._in_transaction and self._options is not None and not self._autocommit:
                 self._begin()
             self._connection = Connection(self._engine, self._proxy)
         if self._in_transaction and not self._connection.in_transaction() and not self._connection.invalidated:
@@ -215,7 +229,7 @@ class Session:
 
     def _open(self) -> None:
         self._require_open()
-        proxy = self._check_out()
+        proxy = self._source.check_out(self._timeout)
         try:
             if self._toggle_autocommit:
                 self._driver.set_autocommit(proxy.dbapi_connection, self._autocommit)
@@ -224,6 +238,8 @@ class Session:
             proxy.close()
             raise
         self._proxy, self._driver_connection = proxy, proxy.dbapi_connection
+        self._results = set()
+        self._echo = self._engine._should_log_info()
 
     def _require_open(self) -> None:
         if self._closed:
@@ -234,22 +250,23 @@ class Session:
         if self._closed:
             return
         proxy, connection = self._proxy, self._connection
+        if proxy is None:
+            self._closed = True
+            return
         try:
-            for result in tuple(self._results):
-                result.close()
+            if self._results:
+                for result in tuple(self._results):
+                    result.close()
             if self._in_transaction or connection is not None:
                 self.rollback()
             if self._options is not None or self._toggle_autocommit:
                 self._restore()
         except BaseException:
-            if proxy is not None:
-                proxy.invalidate()
-                proxy.close()
+            proxy.invalidate()
+            proxy.close()
             raise
         finally:
             self._closed, self._proxy, self._driver_connection = True, None, None
-        if proxy is None:
-            return
         if connection is not None:
             connection.close()
         else:
