@@ -126,12 +126,12 @@ class SQLSpec:
         return self._manager(name).pool
 
     def _manager(self, name: str) -> PooledConnectionManager:
-        with self._lock:
-            if self._closed:
-                raise PoolClosed("this registry is closed: make a new SQLSpec()")
-            manager = self._managers.get(name)
-            names = list(self._managers)
+        # without the lock: reading one entry is atomic, and a manager that is closed meanwhile says so itself
+        manager = self._managers.get(name)
+        if self._closed:
+            raise PoolClosed("this registry is closed: make a new SQLSpec()")
         if manager is None:
+            names = self.list_configs()
             near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5) or names
             known = f"did you mean {' or '.join(map(repr, near))}?" if near else "register_config() has not been called"
             raise ConfigError(f"there is no config {name!r}: {known}")

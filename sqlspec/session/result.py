@@ -59,9 +59,7 @@ def columns_of(statement: Statement, cursor: Any) -> Any:
 
 
 class Owner(Protocol):
-    """Be the session of a result: it handles errors, and knows which results are open."""
-
-    _results: set[DriverResult]
+    """Be the session of a result, which handles its errors."""
 
     def _fail(self, error: BaseException, cursor: Any) -> NoReturn: ...
 
@@ -96,7 +94,6 @@ class DriverResult(_Rows):
         if hard:
             self._hard_closed = True
         if cursor is not None:
-            self._owner._results.discard(self)
             cursor.close()
 
     def _open_cursor(self) -> Any:
@@ -105,7 +102,7 @@ class DriverResult(_Rows):
         return self._cursor
 
     def _fetchall_impl(self) -> Any:
-        cursor = self._open_cursor()
+        cursor = self._cursor or self._open_cursor()
         if cursor is None:
             return []
         try:
@@ -116,9 +113,9 @@ class DriverResult(_Rows):
         return rows
 
     def _fetchone_impl(self, hard_close: bool = False) -> Any:
-        cursor = self._open_cursor()
+        cursor = self._cursor
         if cursor is None:
-            return None
+            return self._open_cursor()
         try:
             row = cursor.fetchone()
         except BaseException as error:  # noqa: BLE001  # always raised again

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, NoReturn, Protocol, Self
@@ -47,7 +48,8 @@ class Session:
     _closed = False
     _echo = False
     _savepoints = 0
-    _results: set[DriverResult]
+    # Results whose cursors must not outlive the checkin; weak, since most are read and dropped long before.
+    _results: list[weakref.ref[DriverResult]]
 
     def __init__(
         self,
@@ -139,7 +141,9 @@ class Session:
             self._fail(error, cursor, statement.text, parameters)
         result = DriverResult(metadata, cursor, self)
         if result.returns_rows:
-            self._results.add(result)
+            self._results.append(weakref.ref(result))
+            if not len(self._results) % 1000:
+                self._results = [known for known in self._results if known() is not None]
         return result
 
     def _run_watched(self, statement: Statement, parameters: Any) -> Result[Any]:
@@ -238,7 +242,7 @@ class Session:
             proxy.close()
             raise
         self._proxy, self._driver_connection = proxy, proxy.dbapi_connection
-        self._results = set()
+        self._results = []
         self._echo = self._engine._should_log_info()
 
     def _require_open(self) -> None:
@@ -254,8 +258,9 @@ class Session:
             self._closed = True
             return
         try:
-            if self._results:
-                for result in tuple(self._results):
+            for known in self._results:
+                result = known()
+                if result is not None:
                     result.close()
             if self._in_transaction or connection is not None:
                 self.rollback()
@@ -266,7 +271,7 @@ class Session:
             proxy.close()
             raise
         finally:
-            self._closed, self._proxy, self._driver_connection = True, None, None
+            self._closed, self._proxy, self._driver_connection, self._results = True, None, None, []
         if connection is not None:
             connection.close()
         else:
