@@ -34,7 +34,15 @@ class SQLSpecError(Exception):
 
 
 class ConfigError(SQLSpecError, ValueError):
-    """Say which option, name or argument cannot be used, and what to write instead."""
+    """Say which option, name or argument cannot be used, and what to write instead.
+
+    Attributes:
+        field: the option of a config that is at fault, where it is one.
+    """
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class PoolTimeout(SQLSpecError, exc.TimeoutError):

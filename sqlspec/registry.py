@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import difflib
 import logging
+import os
 import threading
 import time
+from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,6 +16,7 @@ from sqlalchemy import Engine
 
 from sqlspec.adapters import driver_for
 from sqlspec.config import NoPoolSyncConfig
+from sqlspec.environment import EnvironmentConfig, read_toml
 from sqlspec.exceptions import ConfigError, PoolClosed
 from sqlspec.manager import PooledConnectionManager
 from sqlspec.pool import PoolStats
@@ -31,6 +35,35 @@ class SQLSpec:
         self._lock = threading.Lock()
         self._managers: dict[str, PooledConnectionManager] = {}
         self._closed = False
+
+    @classmethod
+    def from_env(cls, prefix: str | Mapping[str, str] = "DB_") -> Self:
+        """Return a registry with the config that the environment describes, as "default".
+
+        A mapping registers several: name to prefix, as in ``{"primary": "DB_", "replica": "REPLICA_"}``. The
+        variables are those of `EnvironmentConfig`.
+
+        Raises:
+            ConfigError: a variable cannot be used; the message names it.
+        """
+        registry = cls()
+        for name, own in ({"default": prefix} if isinstance(prefix, str) else prefix).items():
+            registry.register_config(EnvironmentConfig.from_env(own), name)
+        return registry
+
+    @classmethod
+    def from_toml(cls, path: str | os.PathLike[str] = "sqlspec.toml") -> Self:
+        """Return a registry with the configs of a TOML file: one table a name.
+
+        In ``pyproject.toml`` the tables stand under ``[tool.sqlspec]``.
+
+        Raises:
+            ConfigError: the file cannot be used; the message names the line.
+        """
+        registry = cls()
+        for name, config in read_toml(Path(path)).items():
+            registry.register_config(config, name)
+        return registry
 
     def __repr__(self) -> str:
         return f"<SQLSpec {', '.join(self.list_configs()) or 'without configs'}{', closed' if self._closed else ''}>"

@@ -36,16 +36,17 @@ class _Frozen(BaseModel):
     )
 
     def __init__(self, **values: Any) -> None:
-        problem = None
+        problem = field = None
         try:
             super().__init__(**values)
         except ValidationError as error:
             problem = _explain(type(self), error)
+            field = next((str(item["loc"][0]) for item in error.errors(include_input=False) if item["loc"]), None)
         if problem is not None:
             # A traceback that shows locals must not show a password, and raised here,
             # outside the handler, the error does not carry pydantic's as its context.
             values.clear()
-            raise ConfigError(problem)
+            raise ConfigError(problem, field)
 
 
 class InstrumentationConfig(_Frozen):
