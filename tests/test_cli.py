@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import pytest
 from typer.testing import CliRunner
 
 from sqlspec.cli import app
+from tests.conftest import Database
+from tests.servers import PASSWORD
 
 
 def test_the_demo_runs_to_its_end_and_loses_no_money() -> None:
@@ -18,3 +24,54 @@ def test_a_wrong_option_of_the_demo_is_explained() -> None:
     result = CliRunner().invoke(app, ["demo", "--threads", "0"])
     assert result.exit_code == 2
     assert "threads" in result.output
+
+
+def test_check_reports_every_configured_database(database: Database, tmp_path: Path) -> None:
+    config = database.config()
+    lines = [f'scheme = "{config.adapter}"', f'database = "{config.database}"']
+    if database.server is not None:
+        lines += [
+            'host = "127.0.0.1"',
+            f"port = {database.server.port}",
+            'username = "app"',
+            f'password = "{PASSWORD}"',
+        ]
+    path = tmp_path / "sqlspec.toml"
+    path.write_text("[primary]\n" + "\n".join(lines))
+    result = CliRunner().invoke(app, ["check", "--config", str(path), "--json"])
+    (report,) = json.loads(result.stdout)
+    assert result.exit_code == 0, result.output
+    assert report["ok"] is True
+    assert {"sqlite": "SQLite 3", "postgresql": "PostgreSQL 1", "mariadb": "MariaDB"}[database.name] in report[
+        "version"
+    ]
+    assert report["tls"] is (None if database.server is None else False)
+    assert report["pool"]["pool_size"] == 10
+    table = CliRunner().invoke(app, ["check", "--config", str(path)])
+    assert "up" in table.stdout
+    assert PASSWORD not in table.output + result.output
+
+
+def test_check_fails_where_a_database_is_down(tmp_path: Path) -> None:
+    path = tmp_path / "sqlspec.toml"
+    path.write_text(f'[up]\nurl = "sqlite:///{tmp_path / "a.db"}"\n[down]\nurl = "postgresql://u:hidden@127.0.0.1:1/d"')
+    result = CliRunner().invoke(app, ["check", "--config", str(path), "--json"])
+    assert result.exit_code == 1
+    up, down = json.loads(result.stdout)
+    assert (up["ok"], down["ok"]) == (True, False)
+    assert "refused" in down["error"]
+    assert "hidden" not in result.output
+    assert "down" in CliRunner().invoke(app, ["check", "--config", str(path)]).stdout
+
+
+def test_check_finds_its_config_and_explains_a_wrong_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    nothing = CliRunner().invoke(app, ["check"])
+    assert (nothing.exit_code, "set DB_URL" in nothing.stderr) == (2, True)
+    monkeypatch.setenv("DB_URL", "sqlite:///env.db")
+    assert json.loads(CliRunner().invoke(app, ["check", "--json"]).stdout)[0]["name"] == "default"
+    Path("pyproject.toml").write_text('[tool.sqlspec.project]\nurl = "sqlite:///p.db"')
+    assert json.loads(CliRunner().invoke(app, ["check", "--json"]).stdout)[0]["name"] == "project"
+    Path("sqlspec.toml").write_text('[own]\nurl = "sqlite:///o.db"\npool_sise = 3')
+    wrong = CliRunner().invoke(app, ["check"])
+    assert (wrong.exit_code, "did you mean pool_size" in wrong.stderr) == (2, True)

@@ -77,6 +77,14 @@ class Driver(ABC):
     def discard(self, connection: Any) -> None:
         """Roll back and clear the session state; afterwards the connection is as prepare() left it."""
 
+    @abstractmethod
+    def server_version(self, connection: Any) -> str:
+        """Return what the server calls its version."""
+
+    def uses_tls(self, connection: Any) -> bool | None:
+        """Tell whether the connection is encrypted; None where there is no network."""
+        return None
+
     def check(self, options: TransactionOptions) -> None:
         """Refuse options that the database does not have.
 

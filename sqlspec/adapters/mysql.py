@@ -130,15 +130,20 @@ class MySQLClient(Driver):
         with connection.cursor() as cursor:
             if assignments:
                 cursor.execute("SET SESSION " + ", ".join(assignments), values)
-            if self._config.tls not in {None, "disable"}:
-                self._require_tls(connection, cursor)
-
-    def _require_tls(self, connection: Any, cursor: Any) -> None:
         # The MariaDB client library goes on in plain text where the server offers no TLS.
-        cursor.execute("SHOW SESSION STATUS LIKE 'Ssl_cipher'")
-        row = cursor.fetchone()
-        if row is None or not row[1]:
+        if self._config.tls not in {None, "disable"} and not self.uses_tls(connection):
             raise connection.OperationalError(2026, f"tls={self._config.tls!r}, but the server offers no TLS")
+
+    def uses_tls(self, connection: Any) -> bool:
+        with connection.cursor() as cursor:
+            cursor.execute("SHOW SESSION STATUS LIKE 'Ssl_cipher'")
+            row = cursor.fetchone()
+        return row is not None and bool(row[1])
+
+    def server_version(self, connection: Any) -> str:
+        version: str = connection.get_server_info()
+        # MariaDB puts 5.5.5- before its version for old replicas
+        return version.removeprefix("5.5.5-") if "MariaDB" in version else f"MySQL {version}"
 
     def begin(self, connection: Any, options: TransactionOptions | None) -> None:
         if options is None:

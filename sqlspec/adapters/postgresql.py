@@ -131,6 +131,9 @@ class _PostgreSQLDriver(Driver):
     def _set_read_only(self, connection: Any, read_only: bool | None) -> None:
         raise NotImplementedError
 
+    def server_version(self, connection: Any) -> str:
+        return f"PostgreSQL {connection.info.parameter_status('server_version')}"
+
     def set_autocommit(self, connection: Any, enabled: bool) -> None:
         connection.autocommit = enabled
 
@@ -150,6 +153,9 @@ class Psycopg2(_PostgreSQLDriver):
 
     name = "psycopg2"
 
+    def uses_tls(self, connection: Any) -> bool:
+        return bool(connection.info.ssl_in_use)
+
     def _set_isolation_level(self, connection: Any, level: str | None) -> None:
         connection.isolation_level = level
 
@@ -164,6 +170,9 @@ class Psycopg(_PostgreSQLDriver):
 
     def connect_args(self) -> dict[str, Any]:
         return {**super().connect_args(), "prepare_threshold": self._config.prepare_threshold}
+
+    def uses_tls(self, connection: Any) -> bool:
+        return bool(connection.pgconn.ssl_in_use)
 
     def _set_isolation_level(self, connection: Any, level: str | None) -> None:
         import psycopg

@@ -129,6 +129,9 @@ class SQLite3(Driver):
     def restore(self, connection: Any) -> None:
         connection.execute("PRAGMA query_only = OFF")
 
+    def server_version(self, connection: Any) -> str:
+        return f"SQLite {connection.execute('SELECT sqlite_version()').fetchone()[0]}"
+
     def set_autocommit(self, connection: Any, enabled: bool) -> None:
         connection.isolation_level = None if enabled else self._config.isolation_level or "DEFERRED"
 

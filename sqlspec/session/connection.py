@@ -66,6 +66,13 @@ class Connection:
         """Return how many of them failed."""
         return int(self._live().info[_ERRORS])
 
+    @property
+    def driver_connection(self) -> Any:
+        """Return the driver's own connection. It must not be used after `close`."""
+        self._live()
+        self._open = True
+        return self._connection
+
     # -- PEP 249
 
     def cursor(self, *args: Any, **kwargs: Any) -> Cursor:
