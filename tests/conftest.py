@@ -17,7 +17,7 @@ from tests.servers import PASSWORD, MariaDBServer, PostgreSQLServer, Server, Ser
 
 @dataclass
 class Database:
-    """One of the three databases, for the tests that run on each."""
+    """One of the three databases, or another driver for it, for the tests that run on each."""
 
     name: str
     key: str
@@ -54,14 +54,16 @@ def mariadb_server() -> Iterator[Server]:
     yield from _served(MariaDBServer)
 
 
-@pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
+@pytest.fixture(params=["sqlite", "postgresql", "psycopg", "mariadb"])
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
     if request.param == "sqlite":
         path = str(tmp_path / "app.db")
         return Database("sqlite", "INTEGER PRIMARY KEY", lambda **options: SQLiteConfig(database=path, **options))
-    server = request.getfixturevalue(f"{request.param}_server")
+    server = request.getfixturevalue("mariadb_server" if request.param == "mariadb" else "postgresql_server")
     place = {"host": "127.0.0.1", "port": server.port, "username": "app", "password": PASSWORD}
-    if request.param == "postgresql":
+    if request.param in {"postgresql", "psycopg"}:
+        if request.param == "psycopg":
+            place["url"] = "postgresql+psycopg://"
         return Database(
             "postgresql",
             "SERIAL PRIMARY KEY",

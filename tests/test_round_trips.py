@@ -10,7 +10,7 @@ from sqlspec import Session, SQLSpec
 from tests.conftest import Database
 from tests.proxy import CountingProxy
 
-pytestmark = pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)
+pytestmark = pytest.mark.parametrize("database", ["postgresql", "psycopg", "mariadb"], indirect=True)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from sqlspec import ConnectionTimeout, SQLSpec
 from tests.conftest import Database
 from tests.servers import PASSWORD, wait_until
 
-pytestmark = pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)
+pytestmark = pytest.mark.parametrize("database", ["postgresql", "psycopg", "mariadb"], indirect=True)
 
 
 def kill(spec: SQLSpec, database: Database, pid: Any) -> None:

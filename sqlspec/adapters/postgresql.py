@@ -167,6 +167,7 @@ class Psycopg(_PostgreSQLDriver):
     """Do it on psycopg (version 3)."""
 
     name = "psycopg"
+    extra = "psycopg"
 
     def connect_args(self) -> dict[str, Any]:
         return {**super().connect_args(), "prepare_threshold": self._config.prepare_threshold}
