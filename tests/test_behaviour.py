@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -114,31 +113,6 @@ def test_a_wrong_number_of_values_is_refused_with_both_numbers(spec: SQLSpec) ->
             session.execute("SELECT ?, ?", (1,))
         with pytest.raises(exc.ProgrammingError, match="execute_many"):
             session.execute("INSERT INTO users (name) VALUES (?)", [("a",), ("b",)])
-
-
-def test_a_listener_sees_every_statement_as_sqlalchemys_own(spec: SQLSpec) -> None:
-    engine = spec.get_engine("primary")
-    seen: list[Any] = []
-
-    def before(conn: Any, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool) -> None:
-        seen.append((statement, parameters, executemany))
-
-    sa.event.listen(engine, "before_cursor_execute", before)
-    with spec.get_session("primary") as session:
-        session.execute("INSERT INTO users (name) VALUES (?)", ("Bob",))
-        session.execute_many("INSERT INTO users (name) VALUES (?)", [("Eve",), ("Ann",)])
-        with session.begin_nested():
-            session.execute("UPDATE users SET name = 'x' WHERE id = 1")
-    ours, seen[:] = list(seen), []
-    mark = "?" if engine.dialect.paramstyle == "qmark" else "%s"
-    with engine.begin() as connection:
-        connection.exec_driver_sql(f"INSERT INTO users (name) VALUES ({mark})", ("Bob2",))
-        connection.exec_driver_sql(f"INSERT INTO users (name) VALUES ({mark})", [("Eve2",), ("Ann2",)])
-        with connection.begin_nested():
-            connection.exec_driver_sql("UPDATE users SET name = 'x' WHERE id = 1")
-    assert [s for s, _, _ in ours] == [s for s, _, _ in seen]
-    assert [m for _, _, m in ours] == [m for _, _, m in seen]
-    assert names(spec) == ["x", "Eve", "Ann", "Bob2", "Eve2", "Ann2"]
 
 
 def test_a_connection_is_managed_by_hand_or_by_its_block(spec: SQLSpec) -> None:

@@ -149,7 +149,9 @@ class Session:
     def _run_watched(self, statement: Statement, parameters: Any) -> Result[Any]:
         if isinstance(parameters, list) and parameters and not isinstance(parameters[0], (tuple, list, dict)):
             parameters = tuple(parameters)
-        return self.connection().exec_driver_sql(statement.text, parameters)
+        # without parameters the driver must not look for its placeholders: a % stands for itself
+        options = {"no_parameters": True} if parameters is None else None
+        return self.connection().exec_driver_sql(statement.text, parameters, execution_options=options)
 
     def _fail(
         self, error: BaseException, cursor: Any = None, statement: str | None = None, parameters: Any = None
