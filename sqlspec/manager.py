@@ -63,7 +63,10 @@ class PooledConnectionManager:
             Exception: the driver's error, where it cannot connect.
         """
         engine = self.engine
-        proxy = self._check_out(engine, timeout)
+        try:
+            proxy = engine.pool.connect() if timeout is None else self._connect_within(timeout, engine)
+        except PoolTimeout as error:
+            raise self._named(error) from error.__cause__
         return Connection(proxy, self.driver, engine.dialect, autocommit=self.config.autocommit)
 
     def get_session(
@@ -78,11 +81,13 @@ class PooledConnectionManager:
         Raises:
             ConfigError: the database does not know the isolation level.
         """
-        options = TransactionOptions(isolation_level, read_only) if isolation_level or read_only else None
-        if options is not None:
+        options = None
+        if isolation_level or read_only:
+            options = TransactionOptions(isolation_level, read_only)
             self.driver.check(options)
-        wanted = self.config.autocommit if autocommit is None else autocommit
-        return Session(self, timeout, wanted, wanted != self.config.autocommit, options)
+        usual = self.config.autocommit
+        wanted = usual if autocommit is None else autocommit
+        return Session(self, timeout, wanted, wanted is not usual, options)
 
     def check_out(self, timeout: float | None) -> PoolProxiedConnection:
         """Check a connection out for a session: errors of the driver become SQLAlchemy's.
@@ -93,7 +98,9 @@ class PooledConnectionManager:
         """
         engine = self.engine
         try:
-            return self._check_out(engine, timeout)
+            return engine.pool.connect() if timeout is None else self._connect_within(timeout, engine)
+        except PoolTimeout as error:
+            raise self._named(error) from error.__cause__
         except engine.dialect.loaded_dbapi.Error as error:
             raise exc.DBAPIError.instance(
                 None,
@@ -104,26 +111,24 @@ class PooledConnectionManager:
                 dialect=engine.dialect,
             ) from error
 
-    def _check_out(self, engine: Engine, timeout: float | None) -> PoolProxiedConnection:
-        if timeout is None:
-            try:
-                return engine.pool.connect()
-            except PoolTimeout as error:
-                raise ConnectionTimeout(f"{self.name}: {error}") from None
+    def _connect_within(self, timeout: float, engine: Engine) -> PoolProxiedConnection:
         if timeout <= 0:
             raise ValueError(f"timeout={timeout!r}: give seconds above 0")
         deadline = time.monotonic() + timeout
         token = checkout_deadline.set(deadline)
         try:
             return engine.pool.connect()
-        except PoolTimeout as error:
-            raise ConnectionTimeout(f"{self.name}: {error}") from None
         except engine.dialect.loaded_dbapi.Error as error:
             if time.monotonic() < deadline:
                 raise
-            raise ConnectionTimeout(f"{self.name}: connecting took longer than {timeout:.3g} s", "connect") from error
+            raise ConnectionTimeout(f"connecting took longer than {timeout:.3g} s", "connect") from error
         finally:
             checkout_deadline.reset(token)
+
+    def _named(self, error: PoolTimeout) -> ConnectionTimeout:
+        """Turn the pool's error into one that names the config."""
+        phase = error.phase if isinstance(error, ConnectionTimeout) else "wait"
+        return ConnectionTimeout(f"{self.name}: {error}", phase)
 
     def get_pool_stats(self) -> PoolStats:
         """Return the figures of the pool. Opens no connection."""

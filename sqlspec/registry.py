@@ -161,14 +161,14 @@ class SQLSpec:
     def _manager(self, name: str) -> PooledConnectionManager:
         # without the lock: reading one entry is atomic, and a manager that is closed meanwhile says so itself
         manager = self._managers.get(name)
+        if manager is not None and not self._closed:
+            return manager
         if self._closed:
             raise PoolClosed("this registry is closed: make a new SQLSpec()")
-        if manager is None:
-            names = self.list_configs()
-            near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5) or names
-            known = f"did you mean {' or '.join(map(repr, near))}?" if near else "register_config() has not been called"
-            raise ConfigError(f"there is no config {name!r}: {known}")
-        return manager
+        names = self.list_configs()
+        near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5) or names
+        known = f"did you mean {' or '.join(map(repr, near))}?" if near else "register_config() has not been called"
+        raise ConfigError(f"there is no config {name!r}: {known}")
 
     def close(self, timeout: float | None = None) -> None:
         """Close every pool, the last registered first; nothing can be had by name afterwards.

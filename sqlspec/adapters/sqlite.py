@@ -118,11 +118,12 @@ class SQLite3(Driver):
             _stop_statements_after(connection, config.command_timeout)
 
     def begin(self, connection: Any, options: TransactionOptions | None) -> None:
-        if options is not None and options.read_only:
-            connection.execute("PRAGMA query_only = ON")
-        level = options.isolation_level if options is not None else None
-        if level in {None, "SERIALIZABLE"}:
-            level = connection.isolation_level
+        level = connection.isolation_level
+        if options is not None:
+            if options.read_only:
+                connection.execute("PRAGMA query_only = ON")
+            if options.isolation_level not in {None, "SERIALIZABLE"}:
+                level = options.isolation_level
         if level is not None and not connection.in_transaction:
             connection.execute(f"BEGIN {level}")
 

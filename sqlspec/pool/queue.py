@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import exc
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
@@ -19,17 +20,64 @@ __all__ = ["DeadlinePool", "checkout_deadline"]
 checkout_deadline: ContextVar[float | None] = ContextVar("checkout_deadline", default=None)
 
 
+_CLOSED = "the pool is closed: open a new registry, or register the config again"
+
+
+class _Queue(queue.Queue[ConnectionPoolEntry]):
+    """Be the queue of idle connections: taking one that is there needs no lock, a deque's pop is atomic."""
+
+    def __init__(self, maxsize: int = 0, use_lifo: bool = False) -> None:
+        super().__init__(maxsize, use_lifo)
+        self.take = self.queue.pop if use_lifo else self.queue.popleft
+        # The mutex guards appending, _waiting and closed, so that who waits misses no return. It is reentrant:
+        # a garbage collector's finaliser may return a connection in the middle of any of these.
+        self._waiting = 0
+        self.closed = False
+
+    def put(self, item: ConnectionPoolEntry, block: bool = True, timeout: float | None = None) -> None:
+        # a pool closes what has no room, and never waits for it
+        with self.mutex:
+            if self.closed or 0 < self.maxsize <= len(self.queue):
+                raise queue.Full
+            self.queue.append(item)
+            if self._waiting:
+                self.not_empty.notify()
+
+    def get(self, block: bool = True, timeout: float | None = None) -> ConnectionPoolEntry:
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        with self.mutex:
+            self._waiting += 1
+            try:
+                while True:
+                    try:
+                        return self.take()
+                    except IndexError:
+                        left = deadline - time.monotonic() if block and not self.closed else 0.0
+                    if left <= 0:
+                        raise queue.Empty
+                    self.not_empty.wait(None if left == math.inf else left)
+            finally:
+                self._waiting -= 1
+
+    def close(self) -> None:
+        """Take nothing from now on, and let those who wait go."""
+        with self.mutex:
+            self.closed = True
+            self.not_empty.notify_all()
+
+
 class DeadlinePool(QueuePool):
     """Keep every promise of QueuePool; obey `checkout_deadline`, and stay closed after `close`."""
 
     # the logger that applications have configured
     _sqla_logger_namespace = "sqlalchemy.pool.impl.QueuePool"
+    _queue_class = _Queue
+    _pool: _Queue
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # Guards _closing and its change against a return; the queue's own mutex is never taken under it.
-        self._returned = threading.Condition()
-        self._closing = False
+        # Tells close() that a connection ended; guards nothing else.
+        self._ended = threading.Condition()
 
     @property
     def _timeout(self) -> float:
@@ -45,31 +93,31 @@ class DeadlinePool(QueuePool):
         return self.checkedin() + self.checkedout()
 
     def _do_get(self) -> ConnectionPoolEntry:
-        if self._closing:
-            raise PoolClosed("the pool is closed: open a new registry, or register the config again")
-        begin = time.monotonic()
+        try:
+            return self._pool.take()
+        except IndexError:
+            begin = time.monotonic()
         try:
             return super()._do_get()
         except exc.TimeoutError:
+            if self._pool.closed:
+                raise PoolClosed(_CLOSED) from None
             raise PoolTimeout(
                 f"no connection came free within {time.monotonic() - begin:.3g} s: {self.checkedout()} of "
                 f"{self.size() + self._max_overflow} are checked out"
             ) from None
 
-    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
-        if not self._closing:
-            super()._do_return_conn(record)
-            if not self._closing:
-                return
-            # close() emptied the queue between the check above and the return
-            self._close_idle()
-        else:
-            try:
-                record.close()
-            finally:
-                self._dec_overflow()
-        with self._returned:
-            self._returned.notify_all()
+    def _create_connection(self) -> ConnectionPoolEntry:
+        if self._pool.closed:
+            raise PoolClosed(_CLOSED)
+        return super()._create_connection()
+
+    def _dec_overflow(self) -> Literal[True]:
+        super()._dec_overflow()
+        if self._pool.closed:
+            with self._ended:
+                self._ended.notify_all()
+        return True
 
     def close(self, timeout: float | None = None) -> int:
         """Refuse checkouts from now on, close idle connections, and the others as they come back.
@@ -77,20 +125,20 @@ class DeadlinePool(QueuePool):
         With a timeout, wait up to so many seconds for those. Return how many are still checked out.
         Thread-safe; a second call is harmless.
         """
-        self._closing = True
+        self._pool.close()
         self._close_idle()
         deadline = time.monotonic() + (timeout or 0.0)
-        with self._returned:
+        with self._ended:
             while self.checkedout() > 0 and (left := deadline - time.monotonic()) > 0:
-                self._returned.wait(left)
+                self._ended.wait(left)
         return self.checkedout()
 
     def _close_idle(self) -> None:
         # not dispose(): that one forgets what is checked out
         while True:
             try:
-                record = self._pool.get(False)
-            except queue.Empty:
+                record = self._pool.take()
+            except IndexError:
                 return
             try:
                 record.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -66,6 +66,7 @@ _TOKENS = {
 _COMMENT_EDGE = re.compile(r"/\*|\*/")
 _FIRST_WORD = re.compile(r"(?:\s|--[^\n]*\n|/\*.*?\*/|\()*([A-Za-z]+)", re.DOTALL)
 _READING = frozenset({"SELECT", "VALUES", "WITH", "SHOW", "EXPLAIN", "DESCRIBE", "DESC", "TABLE", "PRAGMA"})
+_ROWS = frozenset({tuple, list, dict})
 _OUTSIDE_TRANSACTIONS = frozenset({"PRAGMA", "VACUUM", "ATTACH", "DETACH"})
 
 
@@ -176,24 +177,26 @@ def bind(sql: str, parameters: Any, syntax: Syntax) -> tuple[Statement, Any]:
     """
     if parameters is None:
         return prepare(sql, syntax, "none"), None
-    kind = type(parameters)
-    if kind is dict or (kind is not tuple and isinstance(parameters, Mapping)):
-        statement = prepare(sql, syntax, "named")
-        _check_names(statement, parameters)
-        return statement, parameters if statement.count != 0 else None
-    if kind is not tuple and (isinstance(parameters, (str, bytes)) or not hasattr(parameters, "__len__")):
-        raise PlaceholderError(
-            f"parameters are a {type(parameters).__name__}: pass a tuple, a list or a mapping, for one value ('…',)"
-        )
+    if type(parameters) is not tuple:
+        if isinstance(parameters, Mapping):
+            statement = prepare(sql, syntax, "named")
+            _check_names(statement, parameters)
+            return statement, parameters if statement.count != 0 else None
+        if isinstance(parameters, (str, bytes, bytearray)) or not isinstance(parameters, Sequence):
+            raise PlaceholderError(
+                f"parameters are a {type(parameters).__name__}: pass a tuple, a list or a mapping, for one value ('…',)"
+            )
     statement = prepare(sql, syntax, "positional")
-    if statement.count is not None and len(parameters) != statement.count:
+    count = statement.count
+    if count is not None and len(parameters) != count:
         raise PlaceholderError(
             _rows_instead(parameters)
-            or f"the statement has {statement.count} placeholders and {len(parameters)} values were given"
+            or f"the statement has {count} placeholders and {len(parameters)} values were given"
         )
-    if syntax == "sqlite" and parameters and (hint := _rows_instead(parameters)):
+    # elsewhere a list may be one value, such as an array
+    if syntax == "sqlite" and parameters and type(parameters[0]) in _ROWS and (hint := _rows_instead(parameters)):
         raise PlaceholderError(hint)
-    return statement, (parameters if statement.count != 0 else None)
+    return statement, (parameters if count != 0 else None)
 
 
 def _check_names(statement: Statement, parameters: Mapping[str, Any]) -> None:
@@ -203,10 +206,6 @@ def _check_names(statement: Statement, parameters: Mapping[str, Any]) -> None:
 
 
 def _rows_instead(parameters: Any) -> str | None:
-    if (
-        parameters
-        and isinstance(parameters[0], (tuple, list, dict))
-        and all(isinstance(row, (tuple, list, dict)) for row in parameters)
-    ):
+    if parameters and all(type(row) in _ROWS for row in parameters):
         return f"the parameters are {len(parameters)} rows: execute_many() takes rows, execute() one set of values"
     return None

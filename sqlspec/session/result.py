@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
@@ -18,11 +19,12 @@ else:
 
 __all__ = ["DriverResult", "columns_of"]
 
+_NAME = operator.itemgetter(0)
 # the metadata of a statement without rows: every use of them raises SQLAlchemy's ResourceClosedError
 _NO_ROWS = null_dml_result()._metadata
 
 
-class _Columns(SimpleResultMetaData):
+class _Metadata(SimpleResultMetaData):
     """Refuse a name that two columns share, as SQLAlchemy's own cursor results do."""
 
     def __init__(self, keys: Sequence[str], *args: Any, **kwargs: Any) -> None:
@@ -44,18 +46,27 @@ class _Columns(SimpleResultMetaData):
         raise exc.InvalidRequestError(f"Ambiguous column name {rec[1]!r} in result set column descriptions")
 
 
-def columns_of(statement: Statement, cursor: Any) -> Any:
-    """Return SQLAlchemy's metadata for what the cursor holds, cached on the statement."""
+class Columns:
+    """Hold what results with the same columns share: SQLAlchemy's metadata, and its maker of rows."""
+
+    __slots__ = ("metadata", "names", "row_getter")
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
+        self.metadata = _Metadata(names)
+        self.row_getter: Any = IteratorResult(self.metadata, iter(()))._row_getter
+
+
+def columns_of(statement: Statement, cursor: Any) -> Columns | None:
+    """Return the columns of what the cursor holds, cached on the statement; None where it has no rows."""
     description = cursor.description
     if not description:
-        return _NO_ROWS
-    names = [column[0] for column in description]
-    cached = statement.columns
-    if cached is not None and cached[0] == names:
-        return cached[1]
-    metadata = _Columns(names)
-    statement.columns = (names, metadata)
-    return metadata
+        return None
+    names = list(map(_NAME, description))
+    columns: Columns | None = statement.columns
+    if columns is None or columns.names != names:
+        columns = statement.columns = Columns(names)
+    return columns
 
 
 class Owner(Protocol):
@@ -77,23 +88,30 @@ class DriverResult(_Rows):
     raw = None
     context = None
     _source_supports_scalars = False
+    # the row getter is given, and goes where SQLAlchemy's own would go: when the columns change
+    _memoized_keys = frozenset({"_row_getter"})
 
-    def __init__(self, metadata: Any, cursor: Any, owner: Owner) -> None:
-        self._metadata = metadata
+    def __init__(self, columns: Columns | None, cursor: Any, owner: Owner) -> None:
         self._cursor = cursor
         self._owner = owner
         self.rowcount: int = cursor.rowcount
         self.lastrowid: Any = getattr(cursor, "lastrowid", None)
-        self.returns_rows: bool = metadata is not _NO_ROWS
-        if not self.returns_rows:
+        if columns is None:
+            self.returns_rows = False
+            self._metadata = _NO_ROWS
             self._soft_close()
+        else:
+            self.returns_rows = True
+            self._metadata = columns.metadata
+            self._row_getter = columns.row_getter  # type: ignore[misc]  # memoized, and this is its value
 
     def _soft_close(self, hard: bool = False, **kw: Any) -> None:
-        cursor, self._cursor = self._cursor, None
-        self._soft_closed = True
         if hard:
             self._hard_closed = True
+        cursor = self._cursor
         if cursor is not None:
+            self._cursor = None
+            self._soft_closed = True
             cursor.close()
 
     def _open_cursor(self) -> Any:

@@ -92,8 +92,13 @@ class Session:
         """
         if not isinstance(statement, str):
             return self.connection().execute(statement, parameters)
-        prepared, values = self._bind(statement, parameters)
-        return self._run(prepared, values, many=False)
+        try:
+            prepared, values = bind(statement, parameters, self._driver.syntax)
+        except PlaceholderError as error:
+            problem = str(error)
+        else:
+            return self._run(prepared, values, many=False)
+        return self._refuse(problem, statement, parameters)
 
     def execute_many(self, statement: str | Executable, rows: Iterable[Any]) -> Result[Any] | None:
         """Run one statement once for each row of parameters; no rows, nothing happens.
@@ -106,14 +111,18 @@ class Session:
             return None
         if not isinstance(statement, str):
             return self.connection().execute(statement, sets)
-        prepared = [self._bind(statement, row, f"row {position}: ")[0] for position, row in enumerate(sets)]
-        return self._run(prepared[0], sets, many=True)
-
-    def _bind(self, sql: str, parameters: Any, place: str = "") -> tuple[Statement, Any]:
+        row: Any = None
+        position = 0
         try:
-            return bind(sql, parameters, self._driver.syntax)
+            for position, row in enumerate(sets):  # noqa: B007  # both are for the message
+                prepared, _ = bind(statement, row, self._driver.syntax)
         except PlaceholderError as error:
-            problem = f"{place}{error}"
+            problem = f"row {position}: {error}"
+        else:
+            return self._run(prepared, sets, many=True)
+        return self._refuse(problem, statement, row)
+
+    def _refuse(self, problem: str, sql: str, parameters: Any) -> NoReturn:
         origin = self._engine.dialect.loaded_dbapi.ProgrammingError(problem)
         raise exc.ProgrammingError(sql, parameters, origin, hide_parameters=self._engine.hide_parameters)
 
@@ -125,7 +134,7 @@ class Session:
         watched = engine._has_events or engine.dialect._has_events or self._echo
         if watched or (connection is not None and connection.invalidated):
             return self._run_watched(statement, parameters)
-        if not self._in_transaction and not self._autocommit and statement.opens:
+        if not self._in_transaction and statement.opens and not self._autocommit:
             self._begin()
         cursor = None
         try:
@@ -136,14 +145,15 @@ class Session:
                 cursor.execute(statement.text)
             else:
                 cursor.execute(statement.text, parameters)
-            metadata = columns_of(statement, cursor)
+            columns = columns_of(statement, cursor)
         except BaseException as error:  # noqa: BLE001  # always raised again
             self._fail(error, cursor, statement.text, parameters)
-        result = DriverResult(metadata, cursor, self)
-        if result.returns_rows:
-            self._results.append(weakref.ref(result))
-            if not len(self._results) % 1000:
-                self._results = [known for known in self._results if known() is not None]
+        result = DriverResult(columns, cursor, self)
+        if columns is not None:
+            results = self._results
+            results.append(weakref.ref(result))
+            if not len(results) % 1000:
+                self._results = [known for known in results if known() is not None]
         return result
 
     def _run_watched(self, statement: Statement, parameters: Any) -> Result[Any]:
@@ -211,9 +221,10 @@ class Session:
         return Savepoint(self, name=f"sqlspec_{self._savepoints}")
 
     def _begin(self) -> None:
-        if (self._driver.sends_begin or self._options is not None) and not self._autocommit:
+        driver, options = self._driver, self._options
+        if driver.sends_begin or options is not None:
             try:
-                self._driver.begin(self._driver_connection, self._options)
+                driver.begin(self._driver_connection, options)
             except BaseException as error:  # noqa: BLE001  # always raised again
                 self._fail(error)
         self._in_transaction = True
@@ -234,16 +245,19 @@ class Session:
         return self._connection
 
     def _open(self) -> None:
-        self._require_open()
+        if self._closed:
+            self._require_open()
         proxy = self._source.check_out(self._timeout)
-        try:
-            if self._toggle_autocommit:
-                self._driver.set_autocommit(proxy.dbapi_connection, self._autocommit)
-        except BaseException:
-            proxy.invalidate()
-            proxy.close()
-            raise
-        self._proxy, self._driver_connection = proxy, proxy.dbapi_connection
+        connection = proxy.dbapi_connection
+        if self._toggle_autocommit:
+            try:
+                self._driver.set_autocommit(connection, self._autocommit)
+            except BaseException:
+                proxy.invalidate()
+                proxy.close()
+                raise
+        self._proxy = proxy
+        self._driver_connection = connection
         self._results = []
         self._echo = self._engine._should_log_info()
 
@@ -273,7 +287,8 @@ class Session:
             proxy.close()
             raise
         finally:
-            self._closed, self._proxy, self._driver_connection, self._results = True, None, None, []
+            self._closed = True
+            self._proxy = self._driver_connection = None
         if connection is not None:
             connection.close()
         else:
@@ -289,7 +304,8 @@ class Session:
             self._driver.set_autocommit(self._driver_connection, not self._autocommit)
 
     def __enter__(self) -> Self:
-        self._require_open()
+        if self._closed:
+            self._require_open()
         return self
 
     def __exit__(
