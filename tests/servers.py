@@ -115,6 +115,14 @@ class Server:
         """Let a frozen server go on."""
         self._signal_all(signal.SIGCONT)
 
+    def connections(self) -> list[int]:
+        """Return the server's own ids of the connections it has, but for the one that asks."""
+        raise NotImplementedError
+
+    def end_connections(self) -> None:
+        """Have the server end every connection."""
+        raise NotImplementedError
+
     def _signal_all(self, what: int) -> None:
         if self._process is None:
             raise RuntimeError("the server is not running")
@@ -171,6 +179,26 @@ class PostgreSQLServer(Server):
             "password": PASSWORD,
             "dbname": "postgres",
         }
+
+    def _ask(self, sql: str) -> list[int]:
+        import psycopg2
+
+        connection = psycopg2.connect(**self.parameters())
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(sql)
+                return [int(row[0]) for row in cursor.fetchall()]
+        finally:
+            connection.close()
+
+    _CLIENTS = "FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+
+    def connections(self) -> list[int]:
+        return self._ask(f"SELECT pid {self._CLIENTS}")
+
+    def end_connections(self) -> None:
+        self._ask(f"SELECT pg_terminate_backend(pid)::int {self._CLIENTS}")
+        wait_until(lambda: not self.connections())
 
 
 class MariaDBServer(Server):
@@ -230,6 +258,24 @@ class MariaDBServer(Server):
             "password": PASSWORD,
             "database": "app",
         }
+
+    def connections(self, *, end: bool = False) -> list[int]:
+        import MySQLdb
+
+        connection = MySQLdb.connect(**self.parameters())
+        try:
+            cursor = connection.cursor()
+            cursor.execute("SELECT id FROM information_schema.processlist WHERE user = 'app' AND id <> CONNECTION_ID()")
+            found = [int(row[0]) for row in cursor.fetchall()]
+            for number in found if end else ():
+                cursor.execute(f"KILL {number}")
+            return found
+        finally:
+            connection.close()
+
+    def end_connections(self) -> None:
+        self.connections(end=True)
+        wait_until(lambda: not self.connections())
 
 
 def wait_until(state: Callable[[], bool], seconds: float = 10, otherwise: str = "it did not happen") -> None:

@@ -51,6 +51,19 @@ def test_a_connection_killed_in_use_is_invalidated_and_the_error_is_sqlalchemys(
         assert backend(session, database) != pid
 
 
+def test_the_server_has_as_many_connections_as_the_pool_says(database: Database) -> None:
+    wait_until(lambda: not database.server.connections())
+    with SQLSpec() as spec:
+        spec.register_config(database.config(pool_size=2, max_overflow=3), name="primary")
+        held = [spec.create_connection("primary") for _ in range(4)]
+        assert len(database.server.connections()) == spec.get_pool_stats("primary").total == 4
+        for connection in held:
+            connection.close()
+        wait_until(lambda: len(database.server.connections()) == 2)
+        assert spec.get_pool_stats("primary").total == 2
+    wait_until(lambda: not database.server.connections())
+
+
 def test_command_timeout_ends_a_statement_and_keeps_the_connection(spec: SQLSpec, database: Database) -> None:
     spec.register_config(database.config(command_timeout=0.2, pool_reset_on_return="discard"), name="limited")
     sleep = (

@@ -1,0 +1,393 @@
+"""The examples of the source document, on every database; docs/reference/source-map.md says which is which."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import exc
+
+from sqlspec import ConnectionTimeout, EnvironmentConfig, InstrumentationConfig, PoolStats, PoolTimeout, SQLSpec
+from sqlspec.adapters.mysql import MySQLConfig, MySQLPoolConfig
+from sqlspec.adapters.postgresql import PostgreSQLConfig, PostgreSQLPoolConfig
+from sqlspec.adapters.sqlite import SQLiteConfig, SQLiteConnectionConfig
+from sqlspec.config import NoPoolSyncConfig, SyncDatabaseConfig, build_secure_url
+from sqlspec.manager import PooledConnectionManager
+from tests.conftest import Database
+
+
+@pytest.fixture
+def sqlspec(database: Database) -> Iterator[SQLSpec]:
+    """A registry as the document's examples assume it: "primary", with their tables."""
+    with SQLSpec() as registry:
+        registry.register_config(database.config(pool_size=2, max_overflow=1), name="primary")
+        with registry.get_session("primary") as session:
+            for table, columns in {
+                "users": "name VARCHAR(50)",
+                "stats": "user_count INTEGER",
+                "orders": "total INTEGER",
+                "order_items": "order_id INTEGER, item VARCHAR(50)",
+                "inventory": "item VARCHAR(50), qty INTEGER CHECK (qty >= 0)",
+            }.items():
+                session.execute(f"DROP TABLE IF EXISTS {table}")
+                session.execute(f"CREATE TABLE {table} ({columns})")
+            session.execute("INSERT INTO stats VALUES (0)")
+        yield registry
+        assert registry.get_pool_stats("primary").checked_out == 0
+
+
+def rows(sqlspec: SQLSpec, table: str) -> list[tuple[Any, ...]]:
+    with sqlspec.get_session("primary") as session:
+        return [tuple(row) for row in session.execute(f"SELECT * FROM {table}").all()]
+
+
+def get_pool_stats(sqlspec: SQLSpec, config_name: str) -> PoolStats:
+    """The document's own function."""
+    pool = sqlspec._get_pool(config_name)
+    return PoolStats(
+        size=pool.size(),
+        checked_in=pool.checkedin(),
+        checked_out=pool.checkedout(),
+        overflow=pool.overflow(),
+        total=pool.total(),
+    )
+
+
+def test_a_connection_goes_from_config_to_pool_to_use_and_back(database: Database) -> None:
+    with SQLSpec() as sqlspec:
+        sqlspec.register_config(database.config(pool_size=1), name="primary")
+        assert sqlspec.get_pool_stats("primary").total == 0
+        with sqlspec.get_connection("primary"):
+            assert sqlspec.get_pool_stats("primary").checked_out == 1
+        assert sqlspec.get_pool_stats("primary").checked_in == 1
+
+
+def test_without_a_pool_a_connection_is_opened_and_closed_directly(tmp_path: Any) -> None:
+    with SQLSpec() as sqlspec:
+        sqlspec.register_config(SQLiteConnectionConfig(database=str(tmp_path / "app.db")), name="primary")
+        with sqlspec.get_connection("primary") as conn:
+            live = conn.driver_connection
+            assert conn.cursor().execute("SELECT 1").fetchone() == (1,)
+        with pytest.raises(live.ProgrammingError, match="closed"):
+            live.execute("SELECT 1")
+
+
+def test_the_base_classes_have_the_documents_fields_and_defaults() -> None:
+    assert issubclass(SyncDatabaseConfig, NoPoolSyncConfig)
+    config = SyncDatabaseConfig()
+    assert (config.url, config.autocommit, config.echo) == (None, False, False)
+    assert (config.connect_timeout, config.command_timeout) == (10.0, None)
+    assert isinstance(config.instrumentation, InstrumentationConfig)
+    assert (config.pool_size, config.max_overflow, config.pool_timeout) == (10, 20, 30.0)
+    assert (config.pool_recycle, config.pool_pre_ping) == (3600, True)
+
+
+def test_a_config_takes_the_documents_pool_options() -> None:
+    config = PostgreSQLConfig(
+        url="postgresql://localhost/mydb",
+        pool_size=20,
+        max_overflow=10,
+        pool_timeout=30.0,
+        pool_recycle=1800,
+        pool_pre_ping=True,
+        autocommit=False,
+        connect_timeout=5.0,
+        command_timeout=30.0,
+    )
+    with SQLSpec() as sqlspec:
+        sqlspec.register_config(config, name="primary")
+        pool: Any = sqlspec.get_engine("primary").pool
+        assert (pool.size(), pool._max_overflow, pool._timeout, pool._recycle) == (20, 10, 30.0, 1800)
+
+
+def test_a_connection_is_closed_by_hand_or_by_its_block(sqlspec: SQLSpec) -> None:
+    connection = sqlspec.create_connection("primary")
+    try:
+        cursor = connection.cursor()
+        cursor.execute("SELECT 1")
+        result = cursor.fetchone()
+    finally:
+        connection.close()
+    assert result == (1,)
+    with sqlspec.get_connection("primary") as conn:
+        cursor = conn.cursor()
+        cursor.execute("SELECT 1")
+        assert cursor.fetchone() == (1,)
+
+
+def test_a_session_returns_all_rows(sqlspec: SQLSpec) -> None:
+    with sqlspec.get_session("primary") as session:
+        session.execute("INSERT INTO users (name) VALUES (?)", ("Alice",))
+        result = session.execute("SELECT * FROM users").all()
+    assert result == [("Alice",)]
+    assert result[0].name == "Alice"
+
+
+def test_a_pool_is_made_once_by_whichever_thread_needs_it_first(database: Database) -> None:
+    manager = PooledConnectionManager(database.config())
+    barrier, pools = threading.Barrier(8), []
+
+    def ask() -> None:
+        barrier.wait()
+        pools.append(manager.pool)
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(pools) == 8
+    assert len({id(pool) for pool in pools}) == 1
+    manager.close()
+
+
+def test_a_checkout_that_takes_too_long_is_a_connection_timeout(sqlspec: SQLSpec) -> None:
+    held = [sqlspec.create_connection("primary") for _ in range(3)]
+    begin = time.monotonic()
+    with pytest.raises(ConnectionTimeout, match="within") as caught:
+        sqlspec.create_connection("primary", timeout=0.2)
+    assert 0.2 <= time.monotonic() - begin < 5.0
+    assert isinstance(caught.value, PoolTimeout)
+    for connection in held:
+        connection.close()
+
+
+def test_a_dead_connection_is_replaced_before_it_is_handed_out(sqlspec: SQLSpec, database: Database) -> None:
+    if database.server is None:
+        with sqlspec.get_connection("primary") as conn:
+            first = conn.driver_connection
+            conn.invalidate()
+    else:
+        with sqlspec.get_connection("primary") as conn:
+            first = conn.driver_connection
+        database.server.end_connections()
+    with sqlspec.get_connection("primary") as conn:
+        assert conn.cursor().execute("SELECT 1").fetchone() == (1,)
+        assert conn.driver_connection is not first
+
+
+def test_a_transaction_is_controlled_by_hand(sqlspec: SQLSpec) -> None:
+    def add(statement: str) -> None:
+        with sqlspec.get_connection("primary") as conn:
+            try:
+                conn.begin()
+                cursor = conn.cursor()
+                cursor.execute("INSERT INTO users (name) VALUES (?)", ("Alice",))
+                cursor.execute(statement)
+                conn.commit()
+            except Exception:
+                conn.rollback()
+                raise
+
+    add("UPDATE stats SET user_count = user_count + 1")
+    with pytest.raises(Exception, match=r"nowhere|no such table"):
+        add("UPDATE nowhere SET user_count = 1")
+    assert rows(sqlspec, "users") == [("Alice",)]
+    assert rows(sqlspec, "stats") == [(1,)]
+
+
+def test_a_session_commits_at_the_end_unless_there_is_an_error(sqlspec: SQLSpec) -> None:
+    with sqlspec.get_session("primary") as session:
+        session.execute("INSERT INTO users (name) VALUES (?)", ("Bob",))
+        session.execute("UPDATE stats SET user_count = user_count + 1")
+    with pytest.raises(RuntimeError), sqlspec.get_session("primary") as session:
+        session.execute("UPDATE stats SET user_count = user_count + 1")
+        raise RuntimeError
+    assert rows(sqlspec, "users") == [("Bob",)]
+    assert rows(sqlspec, "stats") == [(1,)]
+
+
+def test_a_savepoint_fails_alone(sqlspec: SQLSpec) -> None:
+    order_id = 1
+    with sqlspec.get_session("primary") as session:
+        session.execute("INSERT INTO orders (total) VALUES (100)")
+        with session.begin_nested() as sp:
+            try:
+                session.execute("INSERT INTO order_items (order_id, item) VALUES (?, ?)", (order_id, "Item1"))
+                session.execute("INSERT INTO inventory (item, qty) VALUES (?, ?)", ("Item1", -1))
+            except exc.DBAPIError:
+                sp.rollback()
+    assert rows(sqlspec, "orders") == [(100,)]
+    assert rows(sqlspec, "order_items") == rows(sqlspec, "inventory") == []
+
+
+def test_statistics_count_connections(sqlspec: SQLSpec) -> None:
+    held = [sqlspec.create_connection("primary") for _ in range(3)]
+    stats = get_pool_stats(sqlspec, "primary")
+    assert stats == sqlspec.get_pool_stats("primary")
+    assert stats == PoolStats(size=2, checked_in=0, checked_out=3, overflow=1, total=3)
+    for connection in held:
+        connection.close()
+    assert get_pool_stats(sqlspec, "primary") == PoolStats(size=2, checked_in=2, checked_out=0, overflow=0, total=2)
+
+
+def test_a_health_check_goes_through_every_name(sqlspec: SQLSpec, database: Database) -> None:
+    sqlspec.register_config(
+        PostgreSQLConfig(url="postgresql://127.0.0.1:9/nowhere", connect_timeout=1.0), name="missing"
+    )
+
+    async def health_check(sqlspec: SQLSpec) -> dict[str, bool]:
+        results = {}
+        for name in sqlspec.list_configs():
+            try:
+                with sqlspec.get_connection(name) as conn:
+                    cursor = conn.cursor()
+                    cursor.execute("SELECT 1")
+                    cursor.close()
+                results[name] = True
+            except Exception:
+                results[name] = False
+        return results
+
+    assert asyncio.run(health_check(sqlspec)) == {"primary": True, "missing": False}
+
+
+def test_a_connection_knows_its_age_queries_and_errors(sqlspec: SQLSpec) -> None:
+    with sqlspec.get_connection("primary") as conn:
+        cursor = conn.cursor()
+        queries, errors = conn.query_count, conn.error_count
+        cursor.execute("SELECT 1")
+        with pytest.raises(Exception, match=r"nowhere|no such table"):
+            cursor.execute("SELECT * FROM nowhere")
+        assert conn.query_count == queries + 2
+        assert conn.error_count == errors + 1
+        assert 0.0 <= conn.age < 60.0
+        conn.rollback()
+
+
+def test_postgresql_has_the_documents_options() -> None:
+    config = PostgreSQLConfig(url="postgresql://localhost/mydb")
+    assert isinstance(config, PostgreSQLPoolConfig)
+    assert (config.application_name, config.client_encoding) == ("sqlspec", "utf8")
+    assert (config.prepare_threshold, config.jit, config.pool_reset_on_return) == (5, True, "rollback")
+
+
+def test_mysql_has_the_documents_options() -> None:
+    config = MySQLConfig(url="mysql://localhost/mydb")
+    assert isinstance(config, MySQLPoolConfig)
+    assert (config.charset, config.sql_mode) == ("utf8mb4", "TRADITIONAL")
+    assert (config.ping_on_checkout, config.pool_recycle) == (True, 3600)
+
+
+def test_sqlite_has_the_documents_options(tmp_path: Any) -> None:
+    config = SQLiteConnectionConfig(database=str(tmp_path / "app.db"))
+    assert (config.check_same_thread, config.isolation_level) == (False, None)
+    assert (config.journal_mode, config.synchronous, config.cache_size) == ("WAL", "NORMAL", -64000)
+    assert not isinstance(config, SyncDatabaseConfig)
+
+
+def test_a_secure_url_is_built_from_the_documents_arguments() -> None:
+    text = build_secure_url(
+        "postgresql", "db.example", 5432, "app", username="us er", password="a+b/c d", sslmode="require"
+    )
+    url = sa.make_url(text)
+    assert (url.username, url.password, url.host, url.port) == ("us er", "a+b/c d", "db.example", 5432)
+    assert (url.database, dict(url.query)) == ("app", {"sslmode": "require"})
+
+
+def test_a_config_comes_from_the_documents_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "HOST": "db.example",
+        "PORT": "5433",
+        "NAME": "app",
+        "USER": "me",
+        "PASSWORD": "secret",
+    }.items():
+        monkeypatch.setenv(f"DB_{name}", value)
+    config = EnvironmentConfig.from_env(prefix="DB_")
+    assert isinstance(config, PostgreSQLConfig)
+    assert (config.host, config.port, config.database) == ("db.example", 5433, "app")
+    assert (config.username, config.reveal_password()) == ("me", "secret")
+
+
+def test_a_pool_is_warmed_by_holding_connections_at_once(sqlspec: SQLSpec) -> None:
+    def warm_pool(sqlspec: SQLSpec, config_name: str, connections: int = 5) -> None:
+        warmed = []
+        try:
+            for _ in range(connections):
+                conn = sqlspec.create_connection(config_name)
+                cursor = conn.cursor()
+                cursor.execute("SELECT 1")
+                cursor.close()
+                warmed.append(conn)
+        finally:
+            for conn in warmed:
+                conn.close()
+
+    warm_pool(sqlspec, "primary", connections=2)
+    assert sqlspec.get_pool_stats("primary").checked_in == 2
+
+
+T = TypeVar("T")
+
+
+def test_a_full_pool_can_be_tried_again(sqlspec: SQLSpec) -> None:
+    def with_retry(func: Callable[[], T], max_attempts: int = 3) -> T:
+        for attempt in range(max_attempts):
+            try:
+                return func()
+            except (ConnectionError, PoolTimeout):
+                if attempt == max_attempts - 1:
+                    raise
+                held.pop().close()
+        raise AssertionError
+
+    held = [sqlspec.create_connection("primary") for _ in range(3)]
+
+    def work() -> Any:
+        with sqlspec.get_connection("primary", timeout=0.1) as conn:
+            return conn.cursor().execute("SELECT 1").fetchone()
+
+    assert with_retry(work) == (1,)
+    for connection in held:
+        connection.close()
+
+
+def test_development_and_production_differ_in_their_pools() -> None:
+    dev_config = PostgreSQLConfig(url="postgresql://localhost/dev", pool_size=2)
+    prod_config = PostgreSQLConfig(
+        url="postgresql://prod-server/app", pool_size=20, max_overflow=10, pool_pre_ping=True
+    )
+    with SQLSpec() as sqlspec:
+        sqlspec.register_config(dev_config, name="dev")
+        sqlspec.register_config(prod_config, name="prod")
+        assert [sqlspec.get_pool_stats(name).size for name in sqlspec.list_configs()] == [2, 20]
+
+
+def test_timeouts_need_no_url() -> None:
+    config = PostgreSQLConfig(connect_timeout=5.0, command_timeout=30.0, pool_timeout=10.0)
+    with SQLSpec() as sqlspec:
+        assert sqlspec.register_config(config) == "default"
+        _, arguments = sqlspec.get_engine().dialect.create_connect_args(sqlspec.get_engine().url)
+        assert "host" not in arguments
+
+
+def test_a_health_page_reads_the_statistics(sqlspec: SQLSpec) -> None:
+    def db_health() -> dict[str, Any]:
+        stats = get_pool_stats(sqlspec, "primary")
+        return {
+            "status": "healthy" if stats.checked_in > 0 else "unhealthy",
+            "connections": {"active": stats.checked_out, "idle": stats.checked_in, "total": stats.total},
+        }
+
+    with sqlspec.get_connection("primary"):
+        sqlspec.create_connection("primary").close()
+        assert db_health() == {"status": "healthy", "connections": {"active": 1, "idle": 1, "total": 2}}
+
+
+def test_another_database_serves_when_the_pool_is_exhausted(sqlspec: SQLSpec, tmp_path: Any) -> None:
+    sqlspec.register_config(SQLiteConfig(database=str(tmp_path / "replica.db")), name="replica")
+    held = [sqlspec.create_connection("primary") for _ in range(3)]
+    try:
+        with sqlspec.get_connection("primary", timeout=0.2):
+            pytest.fail("the pool was meant to be exhausted")
+    except PoolTimeout:
+        with sqlspec.get_connection("replica") as conn:
+            assert conn.cursor().execute("SELECT 1").fetchone() == (1,)
+    for connection in held:
+        connection.close()
