@@ -66,8 +66,18 @@ def test_a_mistake_is_refused_with_its_name_and_the_fix(mistake: Any, message: s
 
 def test_a_config_cannot_be_changed() -> None:
     config = PostgreSQLConfig()
-    with pytest.raises(ValueError, match="frozen"):
+    with pytest.raises(ConfigError, match="cannot be changed"):
         config.pool_size = 3
+    assert config.pool_size == 10
+
+
+def test_a_copy_of_a_config_is_checked_like_the_original() -> None:
+    config = PostgreSQLConfig(url="postgresql://u:secret@h/d", pool_size=2)
+    copied = config.model_copy(update={"pool_size": 3})
+    assert (copied.pool_size, copied.url, copied.reveal_password()) == (3, "postgresql://u@h/d", "secret")
+    with pytest.raises(ConfigError, match="pool_size"):
+        config.model_copy(update={"pool_size": 0})
+    assert config.model_copy() == config
 
 
 def test_prepare_threshold_explains_itself_on_psycopg2() -> None:

@@ -1,7 +1,9 @@
-"""What the documentation shows runs."""
+"""What the documentation shows runs, and says what it says it says."""
 
 from __future__ import annotations
 
+import ast
+import os
 import re
 import subprocess
 import sys
@@ -10,15 +12,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+MISTAKES = ROOT / "docs" / "reference" / "mistakes.md"
+PAGES = [ROOT / "README.md", *sorted(set((ROOT / "docs").rglob("*.md")) - {MISTAKES})]
 BLOCKS = [
-    pytest.param(block, id=f"{path.name}-{number}")
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    pytest.param(block, id=f"{path.stem}-{number}")
+    for path in PAGES
     for number, block in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL))
 ]
-
-
-def test_there_are_blocks() -> None:
-    assert BLOCKS
+_MISTAKE = re.compile(r"^### (.*?)\n\n```python\n(.*?)```\n\n```text\n(.*?)\n```", re.DOTALL | re.MULTILINE)
+_ROW = re.compile(r"^\| (\d+) \| [^|]+ \| ([^|]*) \| ([^|]*) \|$", re.MULTILINE)
 
 
 @pytest.mark.parametrize("block", BLOCKS)
@@ -27,3 +29,47 @@ def test_a_block_of_the_documentation_runs(block: str, tmp_path: Path) -> None:
         [sys.executable, "-W", "error", "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [pytest.param(code, message, id=title) for title, code, message in _MISTAKE.findall(MISTAKES.read_text("utf-8"))],
+)
+def test_a_mistake_gets_the_message_on_the_page(
+    code: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = dict(os.environ)
+    told = ""
+    try:
+        exec(compile(code, "mistake", "exec"), {})  # noqa: S102  # our own page
+    except Exception as error:
+        told = f"{type(error).__name__}: {error}".splitlines()[0]
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    assert told == message
+
+
+def test_the_page_of_mistakes_has_no_block_that_is_not_tested() -> None:
+    page = MISTAKES.read_text("utf-8")
+    assert page.count("```python") == page.count("\n### ") == len(_MISTAKE.findall(page)) >= 25
+
+
+def test_every_block_of_the_source_document_has_its_tests_or_waits_for_a_capability() -> None:
+    page = (ROOT / "docs" / "reference" / "source-map.md").read_text("utf-8")
+    waiting = set(re.findall(r"^- \*\*(.+?)\*\*", page, re.MULTILINE))
+    rows = _ROW.findall(page)
+    assert [int(number) for number, _, _ in rows] == list(range(1, 29))
+    for number, tests, waits in rows:
+        names = re.findall(r"`(\w+)\.py::(\w+)`", tests)
+        assert names or waits.strip(), f"block {number} maps to nothing"
+        for module, name in names:
+            assert name in _functions(ROOT / "tests" / f"{module}.py"), f"block {number}: there is no {module}.{name}"
+        for capability in filter(None, map(str.strip, waits.split(","))):
+            assert capability in waiting, f"block {number} waits for {capability}, which the page does not describe"
+
+
+def _functions(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text("utf-8"))
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}

@@ -33,8 +33,14 @@ class MySQLPoolConfig(PoolConfig):
         pool_recycle: must stay below the server's ``wait_timeout``.
     """
 
-    charset: str = Field(default="utf8mb4", pattern=r"^[A-Za-z0-9_]+$")
-    sql_mode: str = Field(default="TRADITIONAL", pattern=r"^[A-Z0-9_]*(,[A-Z0-9_]+)*$")
+    charset: str = Field(
+        default="utf8mb4", pattern=r"^[A-Za-z0-9_]+$", description="the name of a character set, such as utf8mb4"
+    )
+    sql_mode: str = Field(
+        default="TRADITIONAL",
+        pattern=r"^[A-Z0-9_]*(,[A-Z0-9_]+)*$",
+        description="names of modes in capitals, with commas between, such as TRADITIONAL,ANSI_QUOTES",
+    )
     ping_on_checkout: bool = True
     pool_recycle: int = Field(default=3600, ge=-1)
 

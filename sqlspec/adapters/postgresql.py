@@ -29,8 +29,12 @@ class PostgreSQLPoolConfig(PoolConfig):
         jit: ``False`` switches just-in-time compilation off; ``True``, given, on; left out, the server decides.
     """
 
-    application_name: str = Field(default="sqlspec", max_length=63, pattern=r"^[\x20-\x7e]*$")
-    client_encoding: str = Field(default="utf8", pattern=r"^[A-Za-z0-9_-]+$")
+    application_name: str = Field(
+        default="sqlspec", pattern=r"^[\x20-\x7e]{0,63}$", description="up to 63 printable ASCII characters"
+    )
+    client_encoding: str = Field(
+        default="utf8", pattern=r"^[A-Za-z0-9_-]+$", description="the name of an encoding, such as utf8"
+    )
     prepare_threshold: int | None = Field(default=5, ge=0)
     jit: bool = True
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from sqlalchemy import URL, make_url
@@ -48,6 +48,23 @@ class _Frozen(BaseModel):
             values.clear()
             raise ConfigError(problem, field)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in type(self).model_fields:
+            raise ConfigError(
+                f"{type(self).__name__} cannot be changed: build another, and register it with replace=True", name
+            )
+        super().__setattr__(name, value)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy with other values for some options, which are checked as at the beginning.
+
+        Raises:
+            ConfigError: an option is unknown, out of range or contradicts another.
+        """
+        if not update:
+            return super().model_copy(deep=deep)
+        return type(self)(**{**{name: getattr(self, name) for name in self.model_fields_set}, **update})
+
 
 class InstrumentationConfig(_Frozen):
     """Say what is logged and measured.
@@ -60,7 +77,9 @@ class InstrumentationConfig(_Frozen):
         slow_checkout_seconds: log checkouts that wait at least this long.
     """
 
-    pool_name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_.:-]{1,64}$")
+    pool_name: str | None = Field(
+        default=None, pattern=r"^[A-Za-z0-9_.:-]{1,64}$", description="up to 64 letters, digits and _ . : -"
+    )
     log_parameters: bool = False
     log_statements: bool = False
     slow_statement_seconds: Seconds | None = None
@@ -189,6 +208,8 @@ def _explain(cls: type[BaseModel], error: ValidationError) -> str:
         field = ".".join(str(part) for part in item["loc"][:1])
         if item["type"] == "extra_forbidden":
             problems.append(f"{field} is not an option{_near_miss(field, cls)}")
+        elif item["type"] == "string_pattern_mismatch":
+            problems.append(f"{field}: must be {cls.model_fields[field].description}")
         else:
             message = str(item["msg"]).removeprefix("Value error, ")
             problems.append(f"{field}: {message}" if field else message)

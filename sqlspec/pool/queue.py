@@ -96,14 +96,14 @@ class DeadlinePool(QueuePool):
         try:
             return self._pool.take()
         except IndexError:
-            begin = time.monotonic()
+            timeout = self._timeout
         try:
             return super()._do_get()
         except exc.TimeoutError:
             if self._pool.closed:
                 raise PoolClosed(_CLOSED) from None
             raise PoolTimeout(
-                f"no connection came free within {time.monotonic() - begin:.3g} s: {self.checkedout()} of "
+                f"no connection came free within {round(timeout, 2):g} s: {self.checkedout()} of "
                 f"{self.size() + self._max_overflow} are checked out"
             ) from None
 

@@ -184,7 +184,8 @@ def bind(sql: str, parameters: Any, syntax: Syntax) -> tuple[Statement, Any]:
             return statement, parameters if statement.count != 0 else None
         if isinstance(parameters, (str, bytes, bytearray)) or not isinstance(parameters, Sequence):
             raise PlaceholderError(
-                f"parameters are a {type(parameters).__name__}: pass a tuple, a list or a mapping, for one value ('…',)"
+                f"the parameters are of type {type(parameters).__name__}: pass a tuple, a list or a mapping; "
+                "one value is ('…',)"
             )
     statement = prepare(sql, syntax, "positional")
     count = statement.count

@@ -116,7 +116,9 @@ class DriverResult(_Rows):
 
     def _open_cursor(self) -> Any:
         if self._hard_closed:
-            raise exc.ResourceClosedError("This result is closed, perhaps with its session: fetch the rows before.")
+            raise exc.ResourceClosedError(
+                "This result is closed, perhaps with its session: fetch the rows inside its block."
+            )
         return self._cursor
 
     def _fetchall_impl(self) -> Any:
