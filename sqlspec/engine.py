@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import time
 from typing import Any
@@ -114,6 +115,8 @@ def _listen(engine: Engine, config: NoPoolSyncConfig, driver: Driver) -> None:
             driver.begin(getattr(connection, "dbapi_connection", connection), None)
 
         engine.dialect.do_begin = do_begin  # type: ignore[method-assign, assignment]  # one engine's dialect
+    if getattr(config, "tls", "") is None:
+        event.listen(engine, "first_connect", _warning_of_plain_text(driver))
     if not isinstance(config, PoolConfig):
         return
     if config.pool_reset_on_return == "discard":
@@ -132,6 +135,25 @@ def _discarding(driver: Driver) -> Any:
             driver.discard(connection)
 
     return discard
+
+
+def _warning_of_plain_text(driver: Driver) -> Any:
+    def warn(connection: Any, record: object) -> None:
+        host = driver.host(connection)
+        if host is not None and not _is_loopback(host) and driver.uses_tls(connection) is False:
+            _logger.warning(
+                "the connection to %s is in plain text: choose tls='verify-full', or tls='disable' where that is meant",
+                host,
+            )
+
+    return warn
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _compare_wait_timeout(config: PoolConfig) -> Any:

@@ -43,12 +43,17 @@ class Server:
 
     user = "nobody"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, certificate: Path | None = None) -> None:
         self.folder = folder
+        # a file with the server's certificate and key; the server offers no TLS without
+        self.certificate = certificate
         self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True)
         self._own(folder)
+        if certificate is not None:
+            self._own(certificate)
+            certificate.chmod(0o600)
         self.initialize()
 
     def _as_user(self) -> list[str]:
@@ -147,13 +152,15 @@ class PostgreSQLServer(Server):
     def command(self) -> list[str]:
         settings = {
             "port": self.port,
-            "listen_addresses": "127.0.0.1",
+            "listen_addresses": "127.0.0.1,127.0.0.2",
             "unix_socket_directories": self.folder,
             "fsync": "off",
             "max_connections": 200,
             "lock_timeout": "20s",
             "statement_timeout": "30s",
         }
+        if self.certificate is not None:
+            settings |= {"ssl": "on", "ssl_cert_file": self.certificate, "ssl_key_file": self.certificate}
         options = [item for name, value in settings.items() for item in ("-c", f"{name}={value}")]
         return [self._postgres, "-D", str(self.folder / "data"), *options]
 
@@ -220,12 +227,15 @@ class MariaDBServer(Server):
         self._own(begin)
 
     def command(self) -> list[str]:
+        offered = (
+            [] if self.certificate is None else [f"--ssl-cert={self.certificate}", f"--ssl-key={self.certificate}"]
+        )
         return [
             self._mariadbd,
             "--no-defaults",
             f"--datadir={self.folder / 'data'}",
             f"--port={self.port}",
-            "--bind-address=127.0.0.1",
+            "--bind-address=127.0.0.1,127.0.0.2",
             "--skip-name-resolve",
             f"--socket={self.folder / 'sock'}",
             f"--pid-file={self.folder / 'pid'}",
@@ -235,6 +245,7 @@ class MariaDBServer(Server):
             "--lock-wait-timeout=20",
             "--max-statement-time=30",
             "--max-connections=200",
+            *offered,
         ]
 
     def stop(self, how: int = signal.SIGTERM) -> None:

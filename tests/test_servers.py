@@ -131,6 +131,20 @@ def test_tls_is_never_silently_plain(spec: SQLSpec, database: Database) -> None:
     assert spec.get_pool_stats("secure").checked_out == 0
 
 
+def test_plain_text_to_another_machine_is_warned_of_once(database: Database, caplog: pytest.LogCaptureFixture) -> None:
+    def warnings_of(**options: Any) -> list[str]:
+        caplog.clear()
+        with SQLSpec() as spec:
+            spec.register_config(database.config(**options))
+            with spec.get_connection(), spec.get_connection():
+                return [message for message in caplog.messages if "plain text" in message]
+
+    # 127.0.0.1, written so that it does not look like this machine
+    assert len(warnings_of(host="127.1")) == 1
+    assert warnings_of(host="127.1", tls="disable") == []
+    assert warnings_of() == []
+
+
 def test_after_a_restart_every_connection_is_replaced(spec: SQLSpec, database: Database) -> None:
     connections = [spec.create_connection("primary") for _ in range(4)]
     for connection in connections:

@@ -85,6 +85,10 @@ class Driver(ABC):
         """Tell whether the connection is encrypted; None where there is no network."""
         return None
 
+    def host(self, connection: Any) -> str | None:
+        """Return the host that the connection goes to; None where there is no network."""
+        return None
+
     def check(self, options: TransactionOptions) -> None:
         """Refuse options that the database does not have.
 

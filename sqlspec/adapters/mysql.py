@@ -51,8 +51,9 @@ class MySQLConfig(MySQLPoolConfig, SyncDatabaseConfig):
     The host ``localhost`` means the Unix socket to the client library; write ``127.0.0.1`` for TCP.
 
     Attributes:
-        tls: ``disable``, ``require`` (encrypted, nobody's identity checked), ``verify-ca``, ``verify-full``.
-            Checked after connecting: the client library alone would go on in plain text.
+        tls: ``disable``, ``require`` (encrypted, nobody's identity checked), ``verify-ca``, ``verify-full``
+            (to the MariaDB client library the same: both check the name). Checked after connecting: the client
+            library alone would go on in plain text.
         tls_ca: file of the trusted certificates.
     """
 
@@ -145,6 +146,10 @@ class MySQLClient(Driver):
             cursor.execute("SHOW SESSION STATUS LIKE 'Ssl_cipher'")
             row = cursor.fetchone()
         return row is not None and bool(row[1])
+
+    def host(self, connection: Any) -> str | None:
+        host, _, way = connection.get_host_info().partition(" via ")
+        return str(host) if way.startswith("TCP") else None
 
     def server_version(self, connection: Any) -> str:
         version: str = connection.get_server_info()

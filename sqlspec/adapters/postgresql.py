@@ -138,6 +138,11 @@ class _PostgreSQLDriver(Driver):
     def server_version(self, connection: Any) -> str:
         return f"PostgreSQL {connection.info.parameter_status('server_version')}"
 
+    def host(self, connection: Any) -> str | None:
+        # libpq's: the config may have left it to PGHOST
+        host = connection.info.host
+        return None if not host or host.startswith("/") else str(host)
+
     def set_autocommit(self, connection: Any, enabled: bool) -> None:
         connection.autocommit = enabled
 
