@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import sqlalchemy as sa
+from report import Comparison, compare, run
 
 from sqlspec import SQLSpec
 from sqlspec.adapters.sqlite import SQLiteConfig
@@ -18,24 +14,7 @@ from sqlspec.adapters.sqlite import SQLiteConfig
 BARS = {"one-row session": 0.40, "thousand rows": 1.05, "savepoint": 0.30}
 
 
-def timed(work: Callable[[], object], repeats: int) -> float:
-    """Return the seconds that one call takes on average."""
-    begin = time.perf_counter()
-    for _ in range(repeats):
-        work()
-    return (time.perf_counter() - begin) / repeats
-
-
-def compare(
-    ours: Callable[[], object], theirs: Callable[[], object], rounds: int, repeats: int
-) -> tuple[float, float, float]:
-    """Return the medians of both, interleaved after one round of warming up, and the median of the ratios."""
-    pairs = [(timed(ours, repeats), timed(theirs, repeats)) for _ in range(rounds + 1)][1:]
-    ratio = statistics.median(a / b for a, b in pairs)
-    return statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs), ratio
-
-
-def measure(rounds: int) -> dict[str, tuple[float, float, float]]:
+def measure(rounds: int) -> dict[str, Comparison]:
     """Run every comparison."""
     with tempfile.TemporaryDirectory() as folder, SQLSpec() as spec:
         path = str(Path(folder) / "bench.db")
@@ -78,23 +57,5 @@ def measure(rounds: int) -> dict[str, tuple[float, float, float]]:
     return results
 
 
-def main() -> None:
-    """Print the comparisons."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
-    results = measure(arguments.rounds)
-    if arguments.json:
-        rows = {
-            name: {"ours": a, "sqlalchemy": b, "ratio": r, "bar": BARS[name]} for name, (a, b, r) in results.items()
-        }
-        print(json.dumps(rows, indent=2))  # noqa: T201  # its purpose
-        return
-    print(f"{'':16} {'ours':>10} {'sqlalchemy':>11} {'ratio':>6} {'bar':>5}")  # noqa: T201  # its purpose
-    for name, (a, b, r) in results.items():
-        print(f"{name:16} {a * 1e6:8.1f}µs {b * 1e6:9.1f}µs {r:6.2f} {BARS[name]:5.2f}")  # noqa: T201  # its purpose
-
-
 if __name__ == "__main__":
-    main()
+    run(measure, BARS, rounds=15)

@@ -60,7 +60,7 @@ class EnvironmentConfig(BaseSettings):
         """
         problem = None
         try:
-            read = cls(_env_prefix=prefix)
+            read = cls(_env_prefix=prefix)  # type: ignore[call-arg]  # an argument of BaseSettings, hidden from checkers
         except ValidationError as error:
             problem = "; ".join(
                 f"{prefix}{str(item['loc'][0]).upper()}: {item['msg']}"

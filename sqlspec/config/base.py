@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from sqlalchemy import URL, make_url
 
 from sqlspec.config.url import parse_url
@@ -21,7 +21,10 @@ __all__ = [
 ]
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Password = SecretStr | Callable[[], str | SecretStr]
+Password = Annotated[
+    str | SecretStr | Callable[[], str | SecretStr],
+    AfterValidator(lambda given: SecretStr(given) if isinstance(given, str) else given),
+]
 ResetOnReturn = Literal["rollback", "commit", "none", "discard"]
 _PARTS = ("host", "port", "database", "username")
 
@@ -35,18 +38,21 @@ class _Frozen(BaseModel):
         validate_default=False,
     )
 
-    def __init__(self, **values: Any) -> None:
-        problem = field = None
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            problem = _explain(type(self), error)
-            field = next((str(item["loc"][0]) for item in error.errors(include_input=False) if item["loc"]), None)
-        if problem is not None:
-            # A traceback that shows locals must not show a password, and raised here,
-            # outside the handler, the error does not carry pydantic's as its context.
-            values.clear()
-            raise ConfigError(problem, field)
+    # type checkers see the fields instead
+    if not TYPE_CHECKING:
+
+        def __init__(self, **values: Any) -> None:
+            problem = field = None
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                problem = _explain(type(self), error)
+                field = next((str(item["loc"][0]) for item in error.errors(include_input=False) if item["loc"]), None)
+            if problem is not None:
+                # A traceback that shows locals must not show a password, and raised here,
+                # outside the handler, the error does not carry pydantic's as its context.
+                values.clear()
+                raise ConfigError(problem, field)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in type(self).model_fields:

@@ -1,0 +1,89 @@
+"""What type checkers know of the public API; mypy reads this file, nothing runs it."""
+
+from __future__ import annotations
+
+from typing import Any, assert_type
+
+import sqlalchemy as sa
+from pydantic import SecretStr
+from sqlalchemy import Engine, Result, Row
+
+from sqlspec import (
+    ConfigError,
+    Connection,
+    ConnectionTimeout,
+    Cursor,
+    EnvironmentConfig,
+    PoolStats,
+    PoolTimeout,
+    Savepoint,
+    Session,
+    SQLSpec,
+    build_secure_url,
+)
+from sqlspec.adapters import MySQLConfig, PostgreSQLConfig, SQLiteConfig, SQLiteConnectionConfig
+from sqlspec.config import NoPoolSyncConfig, SyncDatabaseConfig
+
+
+def registry() -> None:
+    with SQLSpec() as spec:
+        assert_type(spec, SQLSpec)
+        assert_type(spec.register_config(SQLiteConfig(database="app.db"), name="primary", replace=True), str)
+        assert_type(spec.list_configs(), list[str])
+        assert_type(spec.get_config("primary"), NoPoolSyncConfig)
+        assert_type(spec.get_engine("primary"), Engine)
+        assert_type(spec.get_pool_stats("primary"), PoolStats)
+        assert_type(spec.get_pool_stats("primary").overflow, int)
+        assert_type(SQLSpec.from_env({"primary": "DB_"}), SQLSpec)
+        assert_type(SQLSpec.from_toml("sqlspec.toml"), SQLSpec)
+        assert_type(EnvironmentConfig.from_env(), SyncDatabaseConfig)
+        spec.register_config("postgresql://localhost")  # type: ignore[arg-type]  # not a config
+        spec.get_session("primary", 2.0)  # type: ignore[call-arg]  # options are named
+
+
+def sessions(spec: SQLSpec) -> None:
+    with spec.get_session("primary", timeout=2.0, read_only=True, isolation_level="SERIALIZABLE") as session:
+        assert_type(session, Session)
+        assert_type(session.execute("SELECT ?", (1,)), Result[Any])
+        assert_type(session.execute(sa.text("SELECT 1")), Result[Any])
+        assert_type(session.execute("SELECT 1").scalar(), Any | None)
+        assert_type(session.execute_many("INSERT INTO users VALUES (?)", [(1,)]), Result[Any] | None)
+        assert_type(session.connection(), sa.Connection)
+        with session.begin_nested() as savepoint:
+            assert_type(savepoint, Savepoint)
+            savepoint.rollback()
+        session.execute(42)  # type: ignore[arg-type]  # neither a string nor an executable
+
+
+def rows(session: Session) -> None:
+    for row in session.execute("SELECT name FROM users"):
+        assert_type(row, Row[Any])
+
+
+def connections(spec: SQLSpec) -> None:
+    with spec.get_connection("primary") as connection:
+        assert_type(connection, Connection)
+        assert_type(connection.cursor(), Cursor)
+        assert_type(connection.cursor().execute("SELECT 1"), Cursor)
+        assert_type(connection.age, float)
+        assert_type(connection.query_count, int)
+    assert_type(spec.create_connection("primary"), Connection)
+
+
+def configs() -> None:
+    PostgreSQLConfig(url="postgresql://h/d", password=SecretStr("x"), tls="verify-full", jit=False)
+    PostgreSQLConfig(host="h", password=lambda: "x", pool_reset_on_return="discard")
+    MySQLConfig(host="h", charset="utf8mb4", ping_on_checkout=False)
+    SQLiteConnectionConfig(database="app.db", journal_mode="WAL", isolation_level=None)
+    PostgreSQLConfig(pool_sise=1)  # type: ignore[call-arg]  # misspelt
+    SQLiteConfig(database="app.db", journal_mode="FAST")  # type: ignore[arg-type]  # no such mode
+    assert_type(build_secure_url("postgresql", "h", 5432, "d", "u", "p", sslmode="require"), str)
+
+
+def errors(error: ConnectionTimeout) -> None:
+    timeout: PoolTimeout = error
+    alchemy: sa.exc.TimeoutError = timeout
+    assert_type(error.phase, str) if alchemy is None else None
+    value: ValueError = ConfigError("x", "field")
+    assert_type(ConfigError("x").field, str | None)
+    raise value
