@@ -96,7 +96,7 @@ def test_a_result_is_a_result_of_sqlalchemy(spec: SQLSpec) -> None:
 def test_a_result_cannot_be_read_after_its_session(spec: SQLSpec) -> None:
     with spec.get_session("primary") as session:
         result = session.execute("SELECT 1")
-    with pytest.raises(exc.ResourceClosedError, match="fetch the rows before"):
+    with pytest.raises(exc.ResourceClosedError, match="fetch the rows inside"):
         result.all()
 
 

@@ -1,14 +1,57 @@
-"""What ``import sqlspec`` costs."""
+"""What ``import sqlspec`` brings in, and what it says where a driver is missing."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 
+import pytest
+
 HEAVY = ("psycopg2", "psycopg", "MySQLdb", "asyncpg", "aiosqlite", "flask", "fastapi", "typer", "rich")
+
+# An interpreter in which a package is not installed, as far as imports can tell.
+WITHOUT = """
+import sys
+sys.modules[sys.argv[1]] = None
+from sqlspec import ConfigError, SQLSpec
+from sqlspec.adapters import MySQLConfig, PostgreSQLConfig
+spec = SQLSpec()
+spec.register_config(eval(sys.argv[2]))
+for get in (spec.get_engine, spec.get_session, spec.get_connection, spec.get_pool_stats):
+    try:
+        get()
+    except ConfigError as error:
+        print(error)
+"""
+
+
+def run(code: str, *arguments: str) -> str:
+    command = [sys.executable, "-W", "error", "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, check=False, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_importing_sqlspec_imports_no_driver_and_no_framework() -> None:
     code = "import sys, sqlspec; print(*[m for m in sys.argv[1:] if m in sys.modules])"
-    command = [sys.executable, "-c", code, *HEAVY, "sqlalchemy.ext.asyncio"]
-    assert subprocess.run(command, capture_output=True, check=True, text=True).stdout.strip() == ""
+    assert run(code, *HEAVY, "sqlalchemy.ext.asyncio").strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("driver", "config", "extra"),
+    [
+        ("psycopg2", "PostgreSQLConfig(host='h')", "postgresql"),
+        ("psycopg", "PostgreSQLConfig(url='postgresql+psycopg://h/d')", "psycopg"),
+        ("MySQLdb", "MySQLConfig(host='h')", "mysql"),
+    ],
+)
+def test_a_missing_driver_is_named_with_the_command_that_installs_it(driver: str, config: str, extra: str) -> None:
+    told = f"the driver {driver} is not installed: pip install 'sqlspec-pool[{extra}]'"
+    assert run(WITHOUT, driver, config).splitlines() == [told] * 4
+
+
+def test_the_command_line_without_its_extra_names_the_command_that_installs_it() -> None:
+    code = (
+        "import sys; sys.modules['typer'] = None\ntry:\n    import sqlspec.cli\nexcept SystemExit as e:\n    print(e)"
+    )
+    assert "pip install 'sqlspec-pool[cli]'" in run(code)

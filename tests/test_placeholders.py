@@ -88,8 +88,8 @@ def test_portable_placeholders_become_the_drivers(sql: str, parameters: Any, tex
         ("SELECT ?", (), "1 placeholders and 0 values"),
         ("SELECT 1", (1,), "0 placeholders and 1 values"),
         ("SELECT :n, :m", {"n": 1}, "no value was given for: m"),
-        ("SELECT ?", "text", "parameters are a str"),
-        ("SELECT ?", 5, "parameters are a int"),
+        ("SELECT ?", "text", "of type str"),
+        ("SELECT ?", 5, "of type int"),
         ("SELECT ?1", (1,), "SQLite's own placeholder"),
     ],
 )

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import typer
+try:
+    import typer
 
-from sqlspec.cli.check import check
-from sqlspec.cli.demo import demo
+    from sqlspec.cli.check import check
+    from sqlspec.cli.demo import demo
+except ModuleNotFoundError as error:
+    if error.name not in {"typer", "rich"}:
+        raise
+    raise SystemExit("the command sqlspec needs its extra: pip install 'sqlspec-pool[cli]'") from None
 
 __all__ = ["app"]
 
