@@ -5,21 +5,26 @@ from __future__ import annotations
 import ipaddress
 import logging
 import time
-from typing import Any
+from typing import Any, cast
 
 import sqlalchemy
-from sqlalchemy import Engine, event
-from sqlalchemy.pool import NullPool
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.pool import NullPool, PoolProxiedConnection
 
-from sqlspec.adapters import Driver, driver_for
+from sqlspec.adapters import Driver, TransactionOptions, driver_for
 from sqlspec.adapters.sqlite import SQLiteConnectionConfig
 from sqlspec.config import NoPoolSyncConfig, PoolConfig
 from sqlspec.exceptions import ConfigError
 from sqlspec.pool import DeadlinePool, PrePing, checkout_deadline
 
-__all__ = ["build_engine"]
+__all__ = ["adopt_transaction", "borrow", "build_engine", "discard"]
 
 _logger = logging.getLogger("sqlspec")
+
+# In the record_info of a connection, until its checkin: the options of its transactions, and, for a moment, that
+# the transaction that SQLAlchemy is told to begin is there already.
+_OPTIONS = "sqlspec_options"
+_BEGUN = "sqlspec_begun"
 
 
 def build_engine(config: NoPoolSyncConfig, name: str = "default") -> Engine:
@@ -51,6 +56,7 @@ def build_engine(config: NoPoolSyncConfig, name: str = "default") -> Engine:
         extra = f"pip install 'sqlspec-pool[{driver.extra}]'" if driver.extra else "install it"
         raise ConfigError(f"the driver {error.name} is not installed: {extra}") from None
     _connect_through(engine, config, driver)
+    _transact_through(engine, driver)
     _listen(engine, config, driver)
     return engine
 
@@ -108,13 +114,89 @@ def _connect_through(engine: Engine, config: NoPoolSyncConfig, driver: Driver) -
     engine.dialect.connect = open_connection  # type: ignore[method-assign]  # one engine's dialect, see above
 
 
-def _listen(engine: Engine, config: NoPoolSyncConfig, driver: Driver) -> None:
-    if driver.sends_begin:
-        # SQLAlchemy leaves BEGIN to sqlite3, which sends it before INSERT, UPDATE and DELETE only.
-        def do_begin(connection: Any) -> None:
-            driver.begin(getattr(connection, "dbapi_connection", connection), None)
+def borrow(
+    proxy: PoolProxiedConnection, driver: Driver, autocommit: bool, options: TransactionOptions | None = None
+) -> None:
+    """Change a connection for its borrower; whatever way it comes back, it is changed back at checkin.
 
-        engine.dialect.do_begin = do_begin  # type: ignore[method-assign, assignment]  # one engine's dialect
+    With the autocommit that it has anyway nothing is sent, and what the borrower does to that is changed back.
+
+    Raises:
+        Exception: the driver's error; the connection is closed then.
+    """
+    record: Any = cast("Any", proxy)._connection_record
+
+    def give_back(connection: Any) -> None:
+        record.record_info.pop(_OPTIONS, None)
+        try:
+            if options is not None:
+                driver.restore(connection)
+            driver.set_autocommit(connection, driver.autocommit)
+        except Exception as error:  # noqa: BLE001  # a connection that cannot be changed back is not used again
+            record.invalidate(error)
+
+    record.finalize_callback.append(give_back)
+    if options is not None:
+        record.record_info[_OPTIONS] = options
+    try:
+        driver.set_autocommit(proxy.dbapi_connection, autocommit)
+    except BaseException:
+        discard(proxy)
+        raise
+
+
+def discard(proxy: PoolProxiedConnection) -> None:
+    """Close a connection whose state is unknown, and check its place in."""
+    if proxy.is_valid:
+        proxy.invalidate()
+        proxy.close()
+
+
+def adopt_transaction(connection: Connection) -> None:
+    """Let SQLAlchemy's connection know of a transaction without sending anything."""
+    info: Any = connection.connection.record_info
+    info[_BEGUN] = True
+    try:
+        connection.begin()
+    finally:
+        del info[_BEGUN]
+
+
+def _bare(connection: Any) -> Any:
+    return getattr(connection, "dbapi_connection", connection)
+
+
+def _transact_through(engine: Engine, driver: Driver) -> None:
+    """Let SQLAlchemy begin and end transactions in our way: with the options of the borrower.
+
+    sqlite3 would send BEGIN before INSERT, UPDATE and DELETE only, and SQLAlchemy leaves it to that.
+    """
+
+    def do_begin(connection: Any) -> None:
+        info = connection.record_info or {}
+        if _BEGUN not in info:
+            driver.begin(connection.dbapi_connection, info.get(_OPTIONS))
+
+    dialect: Any = engine.dialect
+    dialect.do_begin = do_begin
+    dialect.do_commit = lambda connection: driver.end(_bare(connection), "commit")
+    dialect.do_rollback = lambda connection: driver.end(_bare(connection), "rollback")
+    if driver.syntax == "sqlite":
+        # pysqlite's own would leave another isolation_level on the connection than the config's
+        set_level, reset_level = dialect.set_isolation_level, dialect.reset_isolation_level
+
+        def set_isolation_level(connection: Any, level: Any) -> None:
+            set_level(connection, level)
+            driver.set_autocommit(connection, level == "AUTOCOMMIT")
+
+        def reset_isolation_level(connection: Any) -> None:
+            reset_level(connection)
+            driver.set_autocommit(connection, driver.autocommit)
+
+        dialect.set_isolation_level, dialect.reset_isolation_level = set_isolation_level, reset_isolation_level
+
+
+def _listen(engine: Engine, config: NoPoolSyncConfig, driver: Driver) -> None:
     if getattr(config, "tls", "") is None:
         event.listen(engine, "first_connect", _warning_of_plain_text(driver))
     if not isinstance(config, PoolConfig):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 import time
 
-from sqlalchemy import Engine, exc
+import sqlalchemy
+from sqlalchemy import Engine
 from sqlalchemy.pool import Pool, PoolProxiedConnection
 
 from sqlspec.adapters import TransactionOptions, driver_for
 from sqlspec.config import NoPoolSyncConfig
 from sqlspec.engine import build_engine
-from sqlspec.exceptions import ConnectionTimeout, PoolClosed, PoolTimeout
+from sqlspec.exceptions import ConfigError, ConnectionTimeout, PoolClosed, PoolTimeout
 from sqlspec.pool import DeadlinePool, PoolStats, checkout_deadline
 from sqlspec.session import Connection, Session
 
@@ -25,6 +26,8 @@ class PooledConnectionManager:
         self.config = config
         self.name = name
         self.driver = driver_for(config)
+        # what has taken the name of this one over: whoever comes late goes there
+        self.successor: PooledConnectionManager | None = None
         # Guards _engine and _closed. Building an engine imports the driver and connects to nothing.
         self._lock = threading.Lock()
         self._engine: Engine | None = None
@@ -62,12 +65,16 @@ class PooledConnectionManager:
             ConnectionTimeout: none became available in time; ``phase`` tells where the time went.
             Exception: the driver's error, where it cannot connect.
         """
-        engine = self.engine
         try:
+            engine = self.engine
             proxy = engine.pool.connect() if timeout is None else self._connect_within(timeout, engine)
         except PoolTimeout as error:
             raise self._named(error) from error.__cause__
-        return Connection(proxy, self.driver, engine.dialect, autocommit=self.config.autocommit)
+        except PoolClosed:
+            if self.successor is None:
+                raise
+            return self.successor.get_connection(timeout)
+        return Connection(proxy, self.driver, engine.dialect)
 
     def get_session(
         self,
@@ -81,12 +88,14 @@ class PooledConnectionManager:
         Raises:
             ConfigError: the database does not know the isolation level.
         """
-        options = None
-        if isolation_level or read_only:
-            options = TransactionOptions(isolation_level, read_only)
-            self.driver.check(options)
         usual = self.config.autocommit
         wanted = usual if autocommit is None else autocommit
+        options = None
+        if isolation_level or read_only:
+            if wanted:
+                raise ConfigError("read_only and isolation_level belong to transactions: autocommit=True has none")
+            options = TransactionOptions(isolation_level, read_only)
+            self.driver.check(options)
         return Session(self, timeout, wanted, wanted is not usual, options)
 
     def check_out(self, timeout: float | None) -> PoolProxiedConnection:
@@ -102,24 +111,18 @@ class PooledConnectionManager:
         except PoolTimeout as error:
             raise self._named(error) from error.__cause__
         except engine.dialect.loaded_dbapi.Error as error:
-            raise exc.DBAPIError.instance(
-                None,
-                None,
-                error,
-                engine.dialect.loaded_dbapi.Error,
-                hide_parameters=engine.hide_parameters,
-                dialect=engine.dialect,
-            ) from error
+            sqlalchemy.Connection._handle_dbapi_exception_noconnection(error, engine.dialect, engine)
 
     def _connect_within(self, timeout: float, engine: Engine) -> PoolProxiedConnection:
-        if timeout <= 0:
+        if not (isinstance(timeout, (int, float)) and 0 < timeout < threading.TIMEOUT_MAX):
             raise ValueError(f"timeout={timeout!r}: give seconds above 0")
         deadline = time.monotonic() + timeout
         token = checkout_deadline.set(deadline)
         try:
             return engine.pool.connect()
         except engine.dialect.loaded_dbapi.Error as error:
-            if time.monotonic() < deadline:
+            # libpq gives up a little early
+            if time.monotonic() < deadline - 0.05:
                 raise
             raise ConnectionTimeout(f"connecting took longer than {timeout:.3g} s", "connect") from error
         finally:

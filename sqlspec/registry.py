@@ -96,6 +96,7 @@ class SQLSpec:
                 raise ConfigError(f"{name!r} is registered already: pass replace=True, or another name")
             self._managers[name] = manager
         if old is not None:
+            old.successor = manager
             old.close()
         return name
 

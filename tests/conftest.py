@@ -58,7 +58,9 @@ def mariadb_server() -> Iterator[Server]:
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
     if request.param == "sqlite":
         path = str(tmp_path / "app.db")
-        return Database("sqlite", "INTEGER PRIMARY KEY", lambda **options: SQLiteConfig(database=path, **options))
+        return Database(
+            "sqlite", "INTEGER PRIMARY KEY", lambda **options: SQLiteConfig(**{"database": path, **options})
+        )
     server = request.getfixturevalue("mariadb_server" if request.param == "mariadb" else "postgresql_server")
     place = {"host": "127.0.0.1", "port": server.port, "username": "app", "password": PASSWORD}
     if request.param in {"postgresql", "psycopg"}:

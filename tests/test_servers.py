@@ -21,6 +21,8 @@ def kill(spec: SQLSpec, database: Database, pid: Any) -> None:
             session.execute("SELECT pg_terminate_backend(?)", (pid,))
         else:
             session.execute(f"KILL {int(pid)}")
+    # the server says good-bye before it forgets the connection
+    wait_until(lambda: pid not in database.server.connections())
 
 
 def backend(session: Any, database: Database) -> Any:

@@ -41,6 +41,11 @@ class Driver(ABC):
     # whether closing a connection a second time is an error, which PEP 249 leaves open
     closes_once: ClassVar[bool] = False
 
+    @property
+    @abstractmethod
+    def autocommit(self) -> bool:
+        """Return whether connections are in autocommit while nobody has changed it."""
+
     @abstractmethod
     def url(self) -> URL:
         """Return the URL of the engine: explicit driver, no password."""
@@ -65,13 +70,17 @@ class Driver(ABC):
     def begin(self, connection: Any, options: TransactionOptions | None) -> None:
         """Do what must come before the first statement of a transaction."""
 
+    def end(self, connection: Any, how: Literal["commit", "rollback"]) -> None:
+        """End the transaction that is open, also one that was begun by hand under autocommit."""
+        getattr(connection, how)()
+
     def restore(self, connection: Any) -> None:
         """Undo what begin() left on the connection beyond its transaction."""
         return
 
     @abstractmethod
     def set_autocommit(self, connection: Any, enabled: bool) -> None:
-        """Switch the driver's autocommit; outside a transaction only."""
+        """Switch the driver's autocommit, where it is otherwise; outside a transaction only."""
 
     @abstractmethod
     def discard(self, connection: Any) -> None:

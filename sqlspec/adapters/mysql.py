@@ -95,6 +95,10 @@ class MySQLClient(Driver):
     def __init__(self, config: MySQLConfig) -> None:
         self._config = config
 
+    @property
+    def autocommit(self) -> bool:
+        return self._config.autocommit
+
     def missing(self) -> str | None:
         url = self._config.parsed_url
         if url.host or "unix_socket" in url.query:
@@ -169,7 +173,8 @@ class MySQLClient(Driver):
             connection.query("SET TRANSACTION " + ", ".join(wanted))
 
     def set_autocommit(self, connection: Any, enabled: bool) -> None:
-        connection.autocommit(enabled)
+        if connection.get_autocommit() != enabled:
+            connection.autocommit(enabled)
 
     def discard(self, connection: Any) -> None:
         url = self._config.parsed_url

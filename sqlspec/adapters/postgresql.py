@@ -89,6 +89,10 @@ class _PostgreSQLDriver(Driver):
     def __init__(self, config: PostgreSQLConfig) -> None:
         self._config = config
 
+    @property
+    def autocommit(self) -> bool:
+        return self._config.autocommit
+
     def url(self) -> URL:
         url = self._config.parsed_url.set(drivername=f"postgresql+{self.name}")
         return url.difference_update_query(["options"])
@@ -144,7 +148,8 @@ class _PostgreSQLDriver(Driver):
         return None if not host or host.startswith("/") else str(host)
 
     def set_autocommit(self, connection: Any, enabled: bool) -> None:
-        connection.autocommit = enabled
+        if connection.autocommit != enabled:
+            connection.autocommit = enabled
 
     def discard(self, connection: Any) -> None:
         connection.rollback()
@@ -164,6 +169,13 @@ class Psycopg2(_PostgreSQLDriver):
 
     def uses_tls(self, connection: Any) -> bool:
         return bool(connection.info.ssl_in_use)
+
+    def end(self, connection: Any, how: Literal["commit", "rollback"]) -> None:
+        super().end(connection, how)
+        # under autocommit psycopg2's own methods do nothing; 0 is libpq's PQTRANS_IDLE
+        if connection.autocommit and connection.info.transaction_status != 0:
+            with connection.cursor() as cursor:
+                cursor.execute(how.upper())
 
     def _set_isolation_level(self, connection: Any, level: str | None) -> None:
         connection.isolation_level = level

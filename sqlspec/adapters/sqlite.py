@@ -82,6 +82,10 @@ class SQLite3(Driver):
     def __init__(self, config: SQLiteConnectionConfig) -> None:
         self._config = config
 
+    @property
+    def autocommit(self) -> bool:
+        return self._config.autocommit
+
     def missing(self) -> str | None:
         config = self._config
         if config.url is None and config.database is None:

@@ -4,6 +4,7 @@ from sqlspec.config.base import (
     InstrumentationConfig,
     NoPoolSyncConfig,
     PoolConfig,
+    ResetOnReturn,
     SyncDatabaseConfig,
 )
 from sqlspec.config.url import build_secure_url
@@ -12,6 +13,7 @@ __all__ = [
     "InstrumentationConfig",
     "NoPoolSyncConfig",
     "PoolConfig",
+    "ResetOnReturn",
     "SyncDatabaseConfig",
     "build_secure_url",
 ]

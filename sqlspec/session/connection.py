@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Self, cast
 
@@ -13,14 +13,17 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.pool import PoolProxiedConnection
 
 from sqlspec.adapters import Driver
+from sqlspec.engine import borrow, discard
 from sqlspec.exceptions import SQLSpecWarning
-from sqlspec.session.placeholders import PlaceholderError, Statement, bind
+from sqlspec.session.placeholders import PlaceholderError, Statement, bind, bind_rows
 
 __all__ = ["Connection", "Cursor"]
 
 _OPENED = "sqlspec_opened"
 _QUERIES = "sqlspec_queries"
 _ERRORS = "sqlspec_errors"
+# methods of cursors that run nothing
+_HARMLESS = frozenset({"setinputsizes", "setoutputsize", "nextset", "scroll", "mogrify", "fetchval", "fileno"})
 
 
 class Connection:
@@ -30,20 +33,17 @@ class Connection:
     manager it closes at the end of the block; uncommitted work is rolled back, with a warning. Not thread-safe.
     """
 
-    def __init__(self, proxy: PoolProxiedConnection, driver: Driver, dialect: Dialect, *, autocommit: bool) -> None:
+    def __init__(self, proxy: PoolProxiedConnection, driver: Driver, dialect: Dialect) -> None:
         self._proxy = proxy
         self._driver = driver
         self._dialect = dialect
-        self._autocommit = autocommit
         self._connection: Any = proxy.dbapi_connection
         self._cursors: weakref.WeakSet[Cursor] = weakref.WeakSet()
         self._closed = self._invalidated = False
-        # _open: a transaction may be open on the server; _works: it changed something; _begun: begin() was called
-        self._open = self._works = self._begun = False
-        info = proxy.info
-        info.setdefault(_OPENED, time.monotonic())
-        info.setdefault(_QUERIES, 0)
-        info.setdefault(_ERRORS, 0)
+        # _open: a transaction may be open on the server; _works: it changed something; _begun: begin() was called;
+        # _touched: the driver's connection was used directly, and nobody knows
+        self._open = self._works = self._begun = self._touched = False
+        proxy.info.setdefault(_OPENED, time.monotonic())
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "in transaction" if self._open else "idle"
@@ -59,18 +59,18 @@ class Connection:
     @property
     def query_count(self) -> int:
         """Return how many statements ran on this physical connection through sqlspec's cursors."""
-        return int(self._live().info[_QUERIES])
+        return int(self._live().info.get(_QUERIES, 0))
 
     @property
     def error_count(self) -> int:
         """Return how many of them failed."""
-        return int(self._live().info[_ERRORS])
+        return int(self._live().info.get(_ERRORS, 0))
 
     @property
     def driver_connection(self) -> Any:
         """Return the driver's own connection. It must not be used after `close`."""
         self._live()
-        self._open = True
+        self._touch()
         return self._connection
 
     # -- PEP 249
@@ -93,7 +93,8 @@ class Connection:
         self._live()
         if self._open or self._begun:
             raise self._refusal("begin() inside an open transaction: commit() or rollback() first")
-        if self._autocommit:
+        if self._driver.autocommit:
+            self._touch()
             self._driver.set_autocommit(self._connection, False)
         self._begun = True
         if self._driver.sends_begin:
@@ -114,10 +115,9 @@ class Connection:
     def invalidate(self) -> None:
         """Close the physical connection; the pool opens another in its place when one is needed."""
         proxy = self._live()
-        self._invalidated = True
-        self._forget()
-        proxy.invalidate()
-        proxy.close()
+        self._closed = self._invalidated = True
+        self._connection = None
+        discard(proxy)
 
     def close(self) -> None:
         """Check the connection in; what is not committed is rolled back.
@@ -129,24 +129,28 @@ class Connection:
             if self._driver.closes_once and not self._invalidated:
                 self._live()
             return
-        proxy, connection, is_open, begun = self._proxy, self._connection, self._open, self._begun
-        for cursor in list(self._cursors):
-            cursor.close()
-        self._forget()
+        # under autocommit the pool takes it that there is nothing to reset
+        self._check_in(roll_back=self._driver.autocommit)
+
+    def _check_in(self, *, roll_back: bool) -> None:
+        proxy, connection = self._proxy, self._connection
+        is_open = self._open or self._touched
+        self._closed, self._connection = True, None
         try:
-            if begun and self._autocommit:
-                connection.rollback()
-                self._driver.set_autocommit(connection, True)
+            # of a lost connection nothing is left to close
+            for cursor in list(self._cursors) if proxy.is_valid else ():
+                cursor.close()
+            if is_open and roll_back and proxy.is_valid:
+                self._driver.end(connection, "rollback")
                 is_open = False
         except BaseException:
-            proxy.invalidate()
-            proxy.close()
+            discard(proxy)
             raise
         if is_open:
             proxy.close()
         else:
             # nothing is open: SQLAlchemy's own rollback would be a round trip for nothing
-            proxy._close_special(transaction_reset=True)
+            cast("Any", proxy)._close_special(transaction_reset=True)
 
     def __enter__(self) -> Self:
         self._live()
@@ -155,10 +159,11 @@ class Connection:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        lost = self._works and not self._closed
+        # after a use of the driver's own connection nobody knows what was committed there
+        lost = self._works and not self._closed and (self._begun or not self._touched)
         try:
             if not self._closed:
-                self.close()
+                self._check_in(roll_back=True)
         except Exception as second:
             if error is None:
                 raise
@@ -175,9 +180,20 @@ class Connection:
             raise AttributeError(name)
         self._live()
         value = getattr(self._connection, name)
-        # whatever the driver does there, it may have opened a transaction
-        self._open = self._open or callable(value)
+        if callable(value) and not isinstance(value, type):
+            # whatever the driver does there, it may have opened a transaction
+            self._touch()
         return value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith("_"):
+            object.__setattr__(self, name, value)
+        elif name == "autocommit":
+            raise self._refusal("autocommit belongs to the config; begin() opens a transaction under it")
+        else:
+            self._live()
+            self._touch()
+            setattr(self._connection, name, value)
 
     # -- for the cursor
 
@@ -188,35 +204,53 @@ class Connection:
 
     def _start(self) -> None:
         """Begin a transaction where the driver does not by itself."""
-        self._driver.begin(self._connection, None)
+        # known before it is sent: an interruption in between must not hand an open transaction on
         self._open = True
+        self._driver.begin(self._connection, None)
+
+    def _touch(self) -> None:
+        if not self._touched:
+            self._touched = True
+            borrow(self._proxy, self._driver, self._driver.autocommit)
 
     def _before(self, statement: Statement) -> None:
-        info = self._live().info
-        info[_QUERIES] += 1
-        if self._autocommit and not self._begun:
+        self._live()
+        self._count(_QUERIES)
+        if self._driver.autocommit and not self._begun:
             return
         if not self._open and statement.opens:
             self._start()
-        self._works = self._works or not statement.reads
+        self._works = self._works or not (statement.reads or statement.controls)
 
-    def _failed(self) -> None:
-        info = self._proxy.info
-        info[_ERRORS] += 1
+    def _after(self, statement: Statement) -> None:
+        if statement.controls == "begin":
+            self._open = True
+        elif statement.controls == "end":
+            self._open = self._works = False
+
+    def _count(self, what: str) -> None:
+        # not once the connection is lost: its place in the pool may have another one already
+        if self._proxy.is_valid:
+            info = self._proxy.info
+            info[what] = info.get(what, 0) + 1
+
+    def _failed(self, error: Exception, cursor: Any) -> None:
+        self._count(_ERRORS)
+        if self._proxy.is_valid and self._is_disconnect(error, cursor):
+            self._proxy.invalidate(error)
 
     def _is_disconnect(self, error: Exception, cursor: Any) -> bool:
         if not isinstance(error, self._dialect.loaded_dbapi.Error):
             return False
+        if getattr(cursor, "closed", False) and not getattr(self._connection, "closed", True):
+            # a closed cursor, on a connection that is not
+            return False
         return bool(self._dialect.is_disconnect(cast("Any", error), self._connection, cursor))
 
     def _ended(self) -> None:
-        if self._begun and self._autocommit:
+        if self._begun and self._driver.autocommit:
             self._driver.set_autocommit(self._connection, True)
         self._open = self._works = self._begun = False
-
-    def _forget(self) -> None:
-        self._closed = True
-        self._connection = None
 
     def _refusal(self, problem: str) -> Any:
         return self._dialect.loaded_dbapi.ProgrammingError(problem)
@@ -237,66 +271,83 @@ class Cursor:
         """Return the connection that made this cursor."""
         return self._connection
 
-    def execute(self, statement: str, parameters: Any = None) -> Self:
-        """Run one statement with one set of parameters.
+    def execute(self, statement: str, parameters: Any = None, **options: Any) -> Self:
+        """Run one statement with one set of parameters; further options are the driver's.
 
         Raises:
             Exception: the driver's errors; its ProgrammingError where parameters and placeholders do not fit.
         """
-        prepared, values = self._bind(statement, parameters)
-        arguments = (prepared.text,) if values is None else (prepared.text, values)
-        self._run(prepared, "execute", arguments)
+        prepared, values = self._bind(bind, statement, parameters)
+        self._run(prepared, self._cursor.execute, *(() if values is None else (values,)), **options)
         return self
 
-    def executemany(self, statement: str, rows: Iterable[Any]) -> Self:
-        """Run one statement once for each row of parameters."""
-        sets, prepared = list(rows), None
-        for row in sets:
-            prepared, _ = self._bind(statement, row)
-        if prepared is not None:
-            self._run(prepared, "executemany", (prepared.text, sets))
+    def executemany(self, statement: str, rows: Iterable[Any], **options: Any) -> Self:
+        """Run one statement once for each row of parameters; further options are the driver's."""
+        sets = list(rows)
+        if not sets:
+            self._run(Statement(statement, opens=False, reads=True), self._cursor.executemany, sets, **options)
+            return self
+        prepared, values = self._bind(bind_rows, statement, sets)
+        if prepared.count == 0:
+            # the drivers would look for placeholders in it
+            for _ in sets:
+                self._run(prepared, self._cursor.execute)
+        else:
+            self._run(prepared, self._cursor.executemany, values, **options)
         return self
 
-    def _bind(self, statement: str, parameters: Any) -> tuple[Statement, Any]:
+    def _bind(self, binder: Callable[..., tuple[Statement, Any]], statement: str, parameters: Any) -> Any:
         self._connection._live()
         if not isinstance(statement, str):
             # psycopg's Composed and the like are the driver's business
-            return Statement(statement, None, None, False, True), parameters
+            return Statement(statement), parameters
         try:
-            return bind(statement, parameters, self._connection._driver.syntax)
+            return binder(statement, parameters, self._connection._driver.syntax)
         except PlaceholderError as error:
             problem = str(error)
         raise self._connection._refusal(problem)
 
-    def _run(self, statement: Statement, method: str, arguments: tuple[Any, ...]) -> None:
-        self._connection._before(statement)
+    def _run(self, statement: Statement, method: Callable[..., Any], *arguments: Any, **options: Any) -> None:
         try:
-            getattr(self._cursor, method)(*arguments)
+            self._connection._before(statement)
+            method(statement.text, *arguments, **options)
         except Exception as error:
-            self._connection._failed()
-            if self._connection._is_disconnect(error, self._cursor):
-                self._connection._proxy.invalidate(error)
+            self._connection._failed(error, self._cursor)
+            raise
+        if statement.controls is not None:
+            self._connection._after(statement)
+
+    def _fetch(self, method: Callable[..., Any], *arguments: Any) -> Any:
+        self._connection._live()
+        try:
+            return method(*arguments)
+        except StopIteration:
+            raise
+        except Exception as error:
+            self._connection._failed(error, self._cursor)
             raise
 
     def fetchone(self) -> Any:
         """Return the next row, or None."""
-        return self._live().fetchone()
+        return self._fetch(self._cursor.fetchone)
 
     def fetchmany(self, size: int | None = None) -> Any:
         """Return the next rows."""
-        return self._live().fetchmany(self._cursor.arraysize if size is None else size)
+        return self._fetch(self._cursor.fetchmany, self._cursor.arraysize if size is None else size)
 
     def fetchall(self) -> Any:
         """Return the rows that are left."""
-        return self._live().fetchall()
+        return self._fetch(self._cursor.fetchall)
 
     def close(self) -> None:
         """Close the cursor. Harmless when repeated."""
         self._cursor.close()
 
-    def __iter__(self) -> Iterator[Any]:
-        while (row := self.fetchone()) is not None:
-            yield row
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Any:
+        return self._fetch(next, self._cursor)
 
     def __enter__(self) -> Self:
         return self
@@ -307,7 +358,12 @@ class Cursor:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
-        return getattr(self._live(), name)
+        value = getattr(self._live(), name)
+        if callable(value) and name not in _HARMLESS:
+            # such as psycopg2's copy_expert: who can tell what it does
+            self._connection._before(Statement(""))
+            self._connection._open = True
+        return value
 
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self._live(), name, value)

@@ -6,11 +6,11 @@ import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from sqlspec.adapters.driver import Syntax
 
-__all__ = ["PlaceholderError", "Statement", "bind", "prepare"]
+__all__ = ["PlaceholderError", "Statement", "bind", "bind_rows", "prepare"]
 
 Style = Literal["none", "positional", "named"]
 
@@ -28,44 +28,65 @@ class Statement:
         count: how many values it takes; None where the driver's own placeholders are used.
         names: the names it takes, where it is named.
         reads: whether it begins like a query.
-        opens: whether it belongs in a transaction (SQLite's VACUUM and PRAGMA do not).
+        opens: whether it belongs in a transaction (SQLite's VACUUM and PRAGMA do not, nor what begins one).
+        controls: what it does to a transaction itself: ``begin``, ``end``.
         columns: what the last execution returned: names and SQLAlchemy's metadata for them. A cache that any
             thread may replace; who uses it compares the names first.
     """
 
     text: str
-    count: int | None
-    names: frozenset[str] | None
-    reads: bool
-    opens: bool
+    count: int | None = None
+    names: frozenset[str] | None = None
+    reads: bool = False
+    opens: bool = True
+    controls: Literal["begin", "end"] | None = None
     columns: Any = field(default=None, compare=False)
 
 
+_PLAIN = r"'(?:[^']++|'')*+(?:'|\Z)"
+_ESCAPED = r"'(?:[^'\\]++|\\.|'')*+(?:'|\Z)"
+# between two parts of one literal of PostgreSQL there is a new line
+_NEXT_PART = r"(?:[ \t\f\v]++|--[^\n\r]*+)*+[\n\r](?:\s++|--[^\n\r]*+)*+"
 # What is no code, by dialect. An opening without its end runs to the end of the text.
 _OPAQUE = {
-    "postgresql": r"""
-        \b[eE]'(?:[^'\\]|\\.|'')*(?:'|\Z) | '(?:[^']|'')*(?:'|\Z) | "(?:[^"]|"")*(?:"|\Z)
-        | (?<![\w$])\$(?P<tag>[^\W\d]\w*|)\$.*?(?:\$(?P=tag)\$|\Z) | --[^\n]* | /\* | ::""",
-    "mysql": r"""
-        '(?:[^'\\]|\\.|'')*(?:'|\Z) | "(?:[^"\\]|\\.|"")*(?:"|\Z) | `(?:[^`]|``)*(?:`|\Z)
-        | --(?=[\s\x00-\x1f]|\Z)[^\n]* | \#[^\n]* | /\* | :=""",
-    "sqlite": r"""
-        '(?:[^']|'')*(?:'|\Z) | "(?:[^"]|"")*(?:"|\Z) | `(?:[^`]|``)*(?:`|\Z) | \[[^\]]*(?:\]|\Z)
-        | --[^\n]* | /\* | ::""",
+    "postgresql": rf"""
+        \b[eE]{_ESCAPED}(?:{_NEXT_PART}{_ESCAPED})*+ | {_PLAIN} | "(?:[^"]++|"")*+(?:"|\Z)
+        | (?<![\w$])\$(?P<tag>[^\W\d]\w*+|)\$.*?(?:\$(?P=tag)\$|\Z) | --[^\n\r]*+ | /\* | ::""",
+    "mysql": rf"""
+        {_ESCAPED} | "(?:[^"\\]++|\\.|"")*+(?:"|\Z) | `(?:[^`]++|``)*+(?:`|\Z)
+        | --(?=[\s\x00-\x1f]|\Z)[^\n]*+ | \#[^\n]*+ | /\* | :=""",
+    "sqlite": rf"""
+        {_PLAIN} | "(?:[^"]++|"")*+(?:"|\Z) | `(?:[^`]++|``)*+(?:`|\Z) | \[[^\]]*+(?:\]|\Z)
+        | --[^\n]*+ | /\* | ::""",
 }
 _TOKENS = {
     syntax: re.compile(
         rf"""(?P<opaque>{opaque})
         | (?P<double>\?\?) | (?P<numbered>\?\d+) | (?P<question>\?)
-        | (?<![\w:]):(?P<name>[^\W\d]\w*)
-        | (?P<percent>%s(?!\w)|%\(\w+\)s)""",
+        | (?<![\w:]):(?P<name>[^\W\d]\w*+)
+        | (?P<percent>%s(?!\w)|%\(\w+\)s) | (?P<other>[@$][^\W\d]\w*+)""",
         re.VERBOSE | re.DOTALL,
     )
     for syntax, opaque in _OPAQUE.items()
 }
 _COMMENT_EDGE = re.compile(r"/\*|\*/")
-_FIRST_WORD = re.compile(r"(?:\s|--[^\n]*\n|/\*.*?\*/|\()*([A-Za-z]+)", re.DOTALL)
-_READING = frozenset({"SELECT", "VALUES", "WITH", "SHOW", "EXPLAIN", "DESCRIBE", "DESC", "TABLE", "PRAGMA"})
+# what the drivers take themselves, wherever it stands
+_DRIVERS_OWN = re.compile(r"%(?:\([^)]*\))?[sbt]")
+_BLANK = r"(?>\s|(?:--|\#)[^\n]*+(?:\n|\Z)|/\*(?:[^*]++|\*(?!/))*+\*/|\()*+"
+_FIRST_WORDS = re.compile(rf"{_BLANK}([A-Za-z]++){_BLANK}([A-Za-z]*+)")
+_READING = frozenset({"SELECT", "VALUES", "WITH", "SHOW", "EXPLAIN", "DESCRIBE", "DESC", "TABLE", "PRAGMA", "SET"})
+# a query that begins like one and may change something all the same; found too often, never too rarely
+_WRITING = re.compile(r"\b(?:INSERT|UPDATE|DELETE|MERGE|REPLACE|INTO)\b", re.IGNORECASE)
+_CONTROLS: dict[str, Literal["begin", "end"]] = {
+    "BEGIN": "begin",
+    "START": "begin",
+    "COMMIT": "end",
+    "END": "end",
+    "ABORT": "end",
+    "ROLLBACK": "end",
+}
+# MySQL commits before and after these
+_COMMITTING = frozenset({"ALTER", "CREATE", "DROP", "GRANT", "RENAME", "REVOKE", "TRUNCATE"})
 _ROWS = frozenset({tuple, list, dict})
 _OUTSIDE_TRANSACTIONS = frozenset({"PRAGMA", "VACUUM", "ATTACH", "DETACH"})
 
@@ -80,16 +101,23 @@ def prepare(sql: str, syntax: Syntax, style: Style) -> Statement:
     Raises:
         PlaceholderError: both kinds of placeholders at once, or one that does not go with the parameters.
     """
-    word = _FIRST_WORD.match(sql)
-    first = word[1].upper() if word else ""
-    reads, opens = first in _READING, syntax != "sqlite" or first not in _OUTSIDE_TRANSACTIONS
-    if style == "none":
-        return Statement(sql, None, None, reads, opens)
+    statement = Statement(sql) if style == "none" else _translate(sql, syntax, style)
+    word = _FIRST_WORDS.match(sql)
+    first, second = (word[1].upper(), (word[2] or "").upper()) if word else ("", "")
+    if (first, second) not in {("ROLLBACK", "TO"), ("CREATE", "TEMPORARY"), ("DROP", "TEMPORARY")}:
+        statement.controls = "end" if syntax == "mysql" and first in _COMMITTING else _CONTROLS.get(first)
+    statement.opens = first not in _CONTROLS and not (syntax == "sqlite" and first in _OUTSIDE_TRANSACTIONS)
+    statement.reads = first in _READING and not _WRITING.search(sql)
+    return statement
+
+
+def _translate(sql: str, syntax: Syntax, style: Style) -> Statement:
     found = _find(sql, syntax)
     kinds = {kind for kind, _, _, _ in found}
+    if syntax == "sqlite" and kinds & {"numbered", "other"}:
+        # sqlite3 has more ways to name a parameter, ?1, @name and $name: it counts by itself
+        return Statement(_undouble(sql, found))
     if "numbered" in kinds:
-        if syntax == "sqlite":
-            return Statement(sql, None, None, reads, opens)
         raise PlaceholderError("?1 is SQLite's own placeholder: write ? with a sequence, or :name with a mapping")
     portable: Literal["question", "name"] = "question" if style == "positional" else "name"
     other = "name" if style == "positional" else "question"
@@ -101,15 +129,13 @@ def prepare(sql: str, syntax: Syntax, style: Style) -> Statement:
                 else "the statement has :name placeholders, the parameters are a sequence: pass a mapping, or write ?"
             )
         if "percent" not in kinds:
-            # sqlite3 has more ways to name a parameter, @name and $name: it counts by itself
-            count = None if syntax == "sqlite" else 0
-            return Statement(_undouble(sql, found), count, frozenset(), reads, opens)
-        return Statement(sql, None, None, reads, opens)
+            return Statement(_undouble(sql, found), 0, frozenset())
+        return Statement(sql)
     if syntax != "sqlite" and "percent" in kinds:
         raise PlaceholderError(
             f"the statement mixes {'?' if style == 'positional' else ':name'} with %s: keep one kind of placeholder"
         )
-    return _rewrite(sql, found, syntax, portable, reads, opens)
+    return _rewrite(sql, found, syntax, portable)
 
 
 def _find(sql: str, syntax: Syntax) -> list[tuple[str, int, int, str]]:
@@ -119,7 +145,8 @@ def _find(sql: str, syntax: Syntax) -> list[tuple[str, int, int, str]]:
         position = match.end()
         kind = match.lastgroup or "opaque"
         if match["opaque"] is not None:
-            if match[0] == "/*":
+            # MySQL runs what stands in /*! … */ and /*M! … */
+            if match[0] == "/*" and not (syntax == "mysql" and sql.startswith(("!", "M!"), position)):
                 position = _end_of_comment(sql, position, nested=syntax == "postgresql")
             continue
         found.append((kind, match.start(), match.end(), match["name"] or ""))
@@ -127,12 +154,12 @@ def _find(sql: str, syntax: Syntax) -> list[tuple[str, int, int, str]]:
 
 
 def _end_of_comment(sql: str, position: int, *, nested: bool) -> int:
+    if not nested:
+        end = sql.find("*/", position)
+        return len(sql) if end < 0 else end + 2
     depth = 1
     for edge in _COMMENT_EDGE.finditer(sql, position):
-        if edge[0] == "*/":
-            depth -= 1
-        elif nested:
-            depth += 1
+        depth += 1 if edge[0] == "/*" else -1
         if depth == 0:
             return edge.end()
     return len(sql)
@@ -144,9 +171,7 @@ def _undouble(sql: str, found: list[tuple[str, int, int, str]]) -> str:
     return sql
 
 
-def _rewrite(
-    sql: str, found: list[tuple[str, int, int, str]], syntax: Syntax, portable: str, reads: bool, opens: bool
-) -> Statement:
+def _rewrite(sql: str, found: list[tuple[str, int, int, str]], syntax: Syntax, portable: str) -> Statement:
     percent = syntax != "sqlite"
     pieces, names, count, position = [], set(), 0, 0
     for kind, start, end, name in found:
@@ -166,7 +191,7 @@ def _rewrite(
             pieces.append(sql[start:end])
     rest = sql[position:]
     pieces.append(rest.replace("%", "%%") if percent else rest)
-    return Statement("".join(pieces), count, frozenset(names) if portable == "name" else None, reads, opens)
+    return Statement("".join(pieces), count, frozenset(names) if portable == "name" else None)
 
 
 def bind(sql: str, parameters: Any, syntax: Syntax) -> tuple[Statement, Any]:
@@ -179,17 +204,18 @@ def bind(sql: str, parameters: Any, syntax: Syntax) -> tuple[Statement, Any]:
         return prepare(sql, syntax, "none"), None
     if type(parameters) is not tuple:
         if isinstance(parameters, Mapping):
-            statement = prepare(sql, syntax, "named")
-            _check_names(statement, parameters)
-            return statement, parameters if statement.count != 0 else None
+            return _bind_names(sql, parameters if isinstance(parameters, dict) else dict(parameters), syntax)
         if isinstance(parameters, (str, bytes, bytearray)) or not isinstance(parameters, Sequence):
             raise PlaceholderError(
                 f"the parameters are of type {type(parameters).__name__}: pass a tuple, a list or a mapping; "
                 "one value is ('…',)"
             )
+        parameters = tuple(parameters)
     statement = prepare(sql, syntax, "positional")
     count = statement.count
     if count is not None and len(parameters) != count:
+        if count == 0 and syntax != "sqlite" and _DRIVERS_OWN.search(sql):
+            return prepare(sql, syntax, "none"), parameters
         raise PlaceholderError(
             _rows_instead(parameters)
             or f"the statement has {count} placeholders and {len(parameters)} values were given"
@@ -200,8 +226,40 @@ def bind(sql: str, parameters: Any, syntax: Syntax) -> tuple[Statement, Any]:
     return statement, (parameters if count != 0 else None)
 
 
-def _check_names(statement: Statement, parameters: Mapping[str, Any]) -> None:
-    if statement.names and not statement.names <= parameters.keys():
+def bind_rows(sql: str, rows: list[Any], syntax: Syntax) -> tuple[Statement, list[Any]]:
+    """Return the statement for the driver and all its rows of parameters; there is at least one.
+
+    Raises:
+        PlaceholderError: as `bind`, with the position of the row.
+    """
+    statement, bound, position = None, [], 0
+    try:
+        for position, row in enumerate(rows):  # noqa: B007  # for the message
+            if row is None:
+                raise PlaceholderError("None is no row of parameters")
+            statement, values = bind(sql, row, syntax)
+            bound.append(() if values is None else values)
+            if type(bound[0]) is not type(bound[-1]) and isinstance(row, dict) != isinstance(rows[0], dict):
+                raise PlaceholderError("some rows are mappings and some are sequences: keep one kind")
+    except PlaceholderError as error:
+        problem = f"row {position}: {error}"
+    else:
+        return cast("Statement", statement), bound
+    raise PlaceholderError(problem)
+
+
+def _bind_names(sql: str, parameters: dict[Any, Any], syntax: Syntax) -> tuple[Statement, Any]:
+    statement = prepare(sql, syntax, "named")
+    if statement.count == 0:
+        if parameters and syntax != "sqlite" and _DRIVERS_OWN.search(sql):
+            return prepare(sql, syntax, "none"), parameters
+        return statement, None
+    _check_names(statement, parameters)
+    return statement, parameters
+
+
+def _check_names(statement: Statement, parameters: dict[Any, Any]) -> None:
+    if statement.names and not statement.names <= parameters.keys() and not hasattr(parameters, "__missing__"):
         missing = ", ".join(sorted(statement.names - parameters.keys()))
         raise PlaceholderError(f"the statement has {len(statement.names)} names and no value was given for: {missing}")
 

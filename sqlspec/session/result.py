@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 
-from sqlalchemy import exc
-from sqlalchemy.engine.cursor import null_dml_result
-from sqlalchemy.engine.result import IteratorResult, SimpleResultMetaData
+from sqlalchemy import Engine, exc
+from sqlalchemy.engine import Dialect
+from sqlalchemy.engine.cursor import CursorResultMetaData, null_dml_result
+from sqlalchemy.engine.result import IteratorResult
 
 from sqlspec.session.placeholders import Statement
 
@@ -21,29 +23,7 @@ __all__ = ["DriverResult", "columns_of"]
 
 _NAME = operator.itemgetter(0)
 # the metadata of a statement without rows: every use of them raises SQLAlchemy's ResourceClosedError
-_NO_ROWS = null_dml_result()._metadata
-
-
-class _Metadata(SimpleResultMetaData):
-    """Refuse a name that two columns share, as SQLAlchemy's own cursor results do."""
-
-    def __init__(self, keys: Sequence[str], *args: Any, **kwargs: Any) -> None:
-        super().__init__(keys, *args, **kwargs)
-        if len(self._keymap) < len(self._keys):
-            for key in {key for key in keys if list(keys).count(key) > 1}:
-                self._keymap[key] = (None, key, ())  # type: ignore[index]  # a plain dict, whatever its declared type
-            self._key_to_index = self._make_key_to_index(self._keymap, 0)
-
-    def _index_for_key(self, key: Any, raiseerr: bool = True) -> int:
-        if isinstance(key, int):
-            return key if key >= 0 else len(self._keys) + key
-        record = self._keymap.get(key)
-        if record is not None and record[0] is None:
-            self._raise_for_ambiguous_column_name(record)
-        return super()._index_for_key(key, raiseerr)
-
-    def _raise_for_ambiguous_column_name(self, rec: Any) -> NoReturn:
-        raise exc.InvalidRequestError(f"Ambiguous column name {rec[1]!r} in result set column descriptions")
+_NO_ROWS: Any = null_dml_result()._metadata
 
 
 class Columns:
@@ -51,13 +31,16 @@ class Columns:
 
     __slots__ = ("metadata", "names", "row_getter")
 
-    def __init__(self, names: list[str]) -> None:
+    def __init__(self, names: list[str], dialect: Dialect, description: Any) -> None:
         self.names = names
-        self.metadata = _Metadata(names)
+        # As SQLAlchemy makes it for a statement in a string; of the context it asks no more than this.
+        context = dialect.execution_ctx_cls.__new__(dialect.execution_ctx_cls)
+        context.dialect, context.execution_options = dialect, cast("Any", {})
+        self.metadata = CursorResultMetaData(cast("Any", SimpleNamespace(context=context)), description)
         self.row_getter: Any = IteratorResult(self.metadata, iter(()))._row_getter
 
 
-def columns_of(statement: Statement, cursor: Any) -> Columns | None:
+def columns_of(statement: Statement, cursor: Any, dialect: Dialect) -> Columns | None:
     """Return the columns of what the cursor holds, cached on the statement; None where it has no rows."""
     description = cursor.description
     if not description:
@@ -65,12 +48,15 @@ def columns_of(statement: Statement, cursor: Any) -> Columns | None:
     names = list(map(_NAME, description))
     columns: Columns | None = statement.columns
     if columns is None or columns.names != names:
-        columns = statement.columns = Columns(names)
+        columns = statement.columns = Columns(names, dialect, description)
     return columns
 
 
 class Owner(Protocol):
     """Be the session of a result, which handles its errors."""
+
+    _closed: bool
+    _engine: Engine
 
     def _fail(self, error: BaseException, cursor: Any) -> NoReturn: ...
 
@@ -79,7 +65,6 @@ class DriverResult(_Rows):
     """Be a SQLAlchemy Result whose rows come straight from a driver's cursor.
 
     Attributes:
-        rowcount: rows that the statement changed or returned, as the driver says it; -1 unknown.
         lastrowid: the driver's last generated key.
         returns_rows: whether there are rows to fetch.
     """
@@ -90,11 +75,11 @@ class DriverResult(_Rows):
     _source_supports_scalars = False
     # the row getter is given, and goes where SQLAlchemy's own would go: when the columns change
     _memoized_keys = frozenset({"_row_getter"})
+    _rowcount = -1
 
     def __init__(self, columns: Columns | None, cursor: Any, owner: Owner) -> None:
         self._cursor = cursor
         self._owner = owner
-        self.rowcount: int = cursor.rowcount
         self.lastrowid: Any = getattr(cursor, "lastrowid", None)
         if columns is None:
             self.returns_rows = False
@@ -105,26 +90,38 @@ class DriverResult(_Rows):
             self._metadata = columns.metadata
             self._row_getter = columns.row_getter  # type: ignore[misc]  # memoized, and this is its value
 
+    @property
+    def rowcount(self) -> int:
+        """Return how many rows the statement changed or returned, as the driver says it; -1 unknown."""
+        return self._rowcount if self._cursor is None else int(self._cursor.rowcount)
+
     def _soft_close(self, hard: bool = False, **kw: Any) -> None:
         if hard:
             self._hard_closed = True
         cursor = self._cursor
         if cursor is not None:
+            self._rowcount = cursor.rowcount
             self._cursor = None
             self._soft_closed = True
-            cursor.close()
+            try:
+                cursor.close()
+            except Exception:  # as SQLAlchemy: the rows are read, or the connection is lost anyway
+                self._owner._engine.pool.logger.error("Error closing cursor", exc_info=True)
 
-    def _open_cursor(self) -> Any:
+    def _without_cursor(self) -> list[Any]:
+        """Tell who asks for rows why there are none; return none where all have been read."""
+        if not self.returns_rows:
+            _NO_ROWS._we_dont_return_rows()
+        if self._owner._closed:
+            raise exc.ResourceClosedError("This result was closed with its session: fetch the rows inside its block.")
         if self._hard_closed:
-            raise exc.ResourceClosedError(
-                "This result is closed, perhaps with its session: fetch the rows inside its block."
-            )
-        return self._cursor
+            self._raise_hard_closed()
+        return []
 
     def _fetchall_impl(self) -> Any:
-        cursor = self._cursor or self._open_cursor()
+        cursor = self._cursor
         if cursor is None:
-            return []
+            return self._without_cursor()
         try:
             rows = cursor.fetchall()
         except BaseException as error:  # noqa: BLE001  # always raised again
@@ -135,7 +132,7 @@ class DriverResult(_Rows):
     def _fetchone_impl(self, hard_close: bool = False) -> Any:
         cursor = self._cursor
         if cursor is None:
-            return self._open_cursor()
+            return self._without_cursor() or None
         try:
             row = cursor.fetchone()
         except BaseException as error:  # noqa: BLE001  # always raised again
@@ -145,9 +142,9 @@ class DriverResult(_Rows):
         return row
 
     def _fetchmany_impl(self, size: int | None = None) -> Any:
-        cursor = self._open_cursor()
+        cursor = self._cursor
         if cursor is None:
-            return []
+            return self._without_cursor()
         try:
             rows = cursor.fetchmany() if size is None else cursor.fetchmany(size)
         except BaseException as error:  # noqa: BLE001  # always raised again
@@ -157,7 +154,8 @@ class DriverResult(_Rows):
         return rows
 
     def _fetchiter_impl(self) -> Iterator[Any]:
-        while rows := self._fetchmany_impl(100):
-            yield from rows
+        # one by one: who stops in the middle finds the rest
+        while (row := self._fetchone_impl()) is not None:
+            yield row
 
     _raw_row_iterator = _fetchiter_impl

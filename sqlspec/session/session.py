@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any, NoReturn, Protocol, Self
+from typing import Any, Literal, NoReturn, Protocol, Self
 
 from sqlalchemy import Connection, Engine, Executable, NestedTransaction, Result, exc
 from sqlalchemy.pool import PoolProxiedConnection
 
 from sqlspec.adapters import Driver, TransactionOptions
-from sqlspec.session.placeholders import PlaceholderError, Statement, bind
+from sqlspec.engine import adopt_transaction, borrow, discard
+from sqlspec.exceptions import PoolClosed
+from sqlspec.session.placeholders import PlaceholderError, Statement, bind, bind_rows
 from sqlspec.session.result import DriverResult, columns_of
 
 __all__ = ["Savepoint", "Session", "Source"]
@@ -28,6 +30,10 @@ class Source(Protocol):
     def driver(self) -> Driver:
         """Return the driver of the engine's connections."""
 
+    @property
+    def successor(self) -> Source | None:
+        """Return what replaces this source, where it has been closed for that."""
+
     def check_out(self, timeout: float | None) -> PoolProxiedConnection:
         """Check a connection out; errors are SQLAlchemy's."""
 
@@ -43,13 +49,17 @@ class Session:
     # What changes while the session lives; its beginning stands here, since a session per statement is common.
     _proxy: PoolProxiedConnection | None = None
     _driver_connection: Any = None
+    # SQLAlchemy's connection over the same proxy, made when something needs it; from then on it alone knows
+    # whether there is a transaction, and _in_transaction is False.
     _connection: Connection | None = None
     _in_transaction = False
     _closed = False
     _echo = False
     _savepoints = 0
-    # Results whose cursors must not outlive the checkin; weak, since most are read and dropped long before.
-    _results: list[weakref.ref[DriverResult]]
+    _transactions = 0
+    # Results whose cursors must not outlive the checkin; those of strings weakly, since most are read and
+    # dropped long before.
+    _results: list[Callable[[], Result[Any] | None]]
 
     def __init__(
         self,
@@ -91,7 +101,7 @@ class Session:
             sqlspec.exceptions.ConnectionTimeout: the first statement found no free connection in time.
         """
         if not isinstance(statement, str):
-            return self.connection().execute(statement, parameters)
+            return self._remember(self.connection().execute(statement, parameters))
         try:
             prepared, values = bind(statement, parameters, self._driver.syntax)
         except PlaceholderError as error:
@@ -110,31 +120,38 @@ class Session:
         if not sets:
             return None
         if not isinstance(statement, str):
-            return self.connection().execute(statement, sets)
-        row: Any = None
-        position = 0
+            return self._remember(self.connection().execute(statement, sets))
         try:
-            for position, row in enumerate(sets):  # noqa: B007  # both are for the message
-                prepared, _ = bind(statement, row, self._driver.syntax)
+            prepared, values = bind_rows(statement, sets, self._driver.syntax)
         except PlaceholderError as error:
-            problem = f"row {position}: {error}"
+            problem = str(error)
         else:
-            return self._run(prepared, sets, many=True)
-        return self._refuse(problem, statement, row)
+            if prepared.count == 0:
+                # the drivers would look for placeholders in it
+                return [self._run(prepared, None, many=False) for _ in sets][-1]
+            return self._run(prepared, values, many=True)
+        return self._refuse(problem, statement, sets)
 
     def _refuse(self, problem: str, sql: str, parameters: Any) -> NoReturn:
         origin = self._engine.dialect.loaded_dbapi.ProgrammingError(problem)
         raise exc.ProgrammingError(sql, parameters, origin, hide_parameters=self._engine.hide_parameters)
 
     def _run(self, statement: Statement, parameters: Any, *, many: bool) -> Result[Any]:
+        connection = self._connection
+        if connection is not None:
+            connection = self._living(connection)
         if self._driver_connection is None:
             self._open()
-        engine, connection = self._engine, self._connection
+        engine = self._engine
         # Somebody listens to statements, or wants them in the log: they go the way that SQLAlchemy's own go.
-        watched = engine._has_events or engine.dialect._has_events or self._echo
-        if watched or (connection is not None and connection.invalidated):
-            return self._run_watched(statement, parameters)
-        if not self._in_transaction and statement.opens and not self._autocommit:
+        if engine._has_events or engine.dialect._has_events or self._echo:
+            return self._run_watched(statement, parameters, many)
+        if not statement.opens or self._autocommit:
+            pass
+        elif connection is not None:
+            if not connection.in_transaction():
+                connection.begin()
+        elif not self._in_transaction:
             self._begin()
         cursor = None
         try:
@@ -145,64 +162,99 @@ class Session:
                 cursor.execute(statement.text)
             else:
                 cursor.execute(statement.text, parameters)
-            columns = columns_of(statement, cursor)
+            columns = columns_of(statement, cursor, engine.dialect)
         except BaseException as error:  # noqa: BLE001  # always raised again
             self._fail(error, cursor, statement.text, parameters)
+        if statement.controls is not None:
+            self._follow(statement.controls)
         result = DriverResult(columns, cursor, self)
         if columns is not None:
-            results = self._results
-            results.append(weakref.ref(result))
-            if not len(results) % 1000:
-                self._results = [known for known in results if known() is not None]
+            self._results.append(weakref.ref(result))
+            if not len(self._results) % 1000:
+                self._forget_results()
         return result
 
-    def _run_watched(self, statement: Statement, parameters: Any) -> Result[Any]:
-        if isinstance(parameters, list) and parameters and not isinstance(parameters[0], (tuple, list, dict)):
-            parameters = tuple(parameters)
+    def _run_watched(self, statement: Statement, parameters: Any, many: bool) -> Result[Any]:
+        connection = self.connection()
+        sets = parameters if many else [] if parameters is None else [parameters]
+        arguments = [values if isinstance(values, dict) else tuple(values) for values in sets]
         # without parameters the driver must not look for its placeholders: a % stands for itself
         options = {"no_parameters": True} if parameters is None else None
-        return self.connection().exec_driver_sql(statement.text, parameters, execution_options=options)
+        outside = not statement.opens and not connection.in_transaction()
+        if outside:
+            adopt_transaction(connection)
+        try:
+            result = connection.exec_driver_sql(statement.text, arguments or None, execution_options=options)
+        except BaseException:
+            if outside:
+                connection.rollback()
+            raise
+        if outside and statement.controls != "begin":
+            connection.commit()
+        if statement.controls is not None:
+            self._follow(statement.controls)
+        return self._remember(result)
+
+    def _follow(self, control: str) -> None:
+        """Know of a transaction that a statement in a string began or ended."""
+        if control == "end":
+            self._end("commit")
+        elif self._connection is None:
+            self._in_transaction = True
+        elif not self._connection.in_transaction():
+            adopt_transaction(self._connection)
+
+    def _remember(self, result: Result[Any]) -> Result[Any]:
+        if not result._soft_closed:
+            self._results.append(lambda: result)
+        return result
+
+    def _forget_results(self) -> None:
+        known = ((reference, reference()) for reference in self._results)
+        self._results = [reference for reference, result in known if result is not None and not result._soft_closed]
 
     def _fail(
         self, error: BaseException, cursor: Any = None, statement: str | None = None, parameters: Any = None
     ) -> NoReturn:
-        # SQLAlchemy's own handling: wrapping, disconnect detection, handle_error listeners, invalidation. It
-        # must know of the transaction, or it would roll back what ran before the statement that failed.
-        connection = self.connection()
-        if not connection.in_transaction() and not connection.invalidated and not self._autocommit:
-            connection.begin()
-        connection._handle_dbapi_exception(error, statement, parameters, cursor, None)
+        # SQLAlchemy's own handling: wrapping, disconnect detection, handle_error listeners, invalidation
+        if self._proxy is None:
+            Connection._handle_dbapi_exception_noconnection(error, self._engine.dialect, self._engine)
+        self._adopt()._handle_dbapi_exception(error, statement, parameters, cursor, None)
 
     # -- transactions
 
     def commit(self) -> None:
         """Commit what ran so far; the next statement begins a new transaction."""
-        if self._in_transaction and self._connection is None:
+        if self._in_transaction and not self._autocommit:
             try:
                 self._driver_connection.commit()
             except BaseException as error:  # noqa: BLE001  # always raised again
                 self._fail(error)
             self._in_transaction = False
+            self._transactions += 1
         else:
+            self._require_open()
             self._end("commit")
 
     def rollback(self) -> None:
         """Undo what ran since the last commit; under autocommit, nothing can be undone."""
+        self._require_open()
         self._end("rollback")
 
-    def _end(self, how: str) -> None:
-        self._require_open()
-        if self._proxy is None:
-            return
+    def _end(self, how: Literal["commit", "rollback"]) -> None:
         connection = self._connection
-        if connection is not None and (connection.in_transaction() or connection.invalidated):
+        if connection is None:
+            if self._in_transaction:
+                try:
+                    self._driver.end(self._driver_connection, how)
+                except BaseException as error:  # noqa: BLE001  # always raised again
+                    self._fail(error)
+                self._in_transaction = False
+        elif connection.in_transaction():
             getattr(connection, how)()
-        elif self._in_transaction:
-            try:
-                getattr(self._driver_connection, how)()
-            except BaseException as error:  # noqa: BLE001  # always raised again
-                self._fail(error)
-        self._in_transaction = False
+        self._transactions += 1
+        if connection is not None:
+            self._living(connection)
 
     def begin_nested(self) -> Savepoint:
         """Set a savepoint; use it in a ``with`` block.
@@ -221,45 +273,80 @@ class Session:
         return Savepoint(self, name=f"sqlspec_{self._savepoints}")
 
     def _begin(self) -> None:
+        # known before it is sent: an interruption in between must not hand an open transaction on
+        self._in_transaction = True
         driver, options = self._driver, self._options
         if driver.sends_begin or options is not None:
             try:
                 driver.begin(self._driver_connection, options)
-            except BaseException as error:  # noqa: BLE001  # always raised again
+            except Exception as error:  # noqa: BLE001  # always raised again
+                self._in_transaction = False
                 self._fail(error)
-        self._in_transaction = True
 
     # -- the connection
 
     def connection(self) -> Connection:
         """Return the SQLAlchemy connection of this session, in the same transaction."""
         self._require_open()
+        if self._connection is not None:
+            self._living(self._connection)
+        if self._driver_connection is None:
+            self._open()
+        return self._adopt()
+
+    def _adopt(self) -> Connection:
         if self._connection is None:
-            if self._driver_connection is None:
-                self._open()
-            if not self._in_transaction and self._options is not None and not self._autocommit:
-                self._begin()
             self._connection = Connection(self._engine, self._proxy)
-        if self._in_transaction and not self._connection.in_transaction() and not self._connection.invalidated:
-            self._connection.begin()
+            if self._in_transaction:
+                adopt_transaction(self._connection)
+                self._in_transaction = False
         return self._connection
 
+    def _living(self, connection: Connection) -> Connection | None:
+        """Return SQLAlchemy's connection; let go of one that was lost, once nothing hangs on it.
+
+        Raises:
+            sqlalchemy.exc.PendingRollbackError: the transaction that was lost with it must be rolled back first.
+            sqlalchemy.exc.ResourceClosedError: somebody closed it.
+        """
+        if connection.invalidated and self._autocommit:
+            connection.rollback()
+        if connection.closed or (connection.invalidated and connection.in_transaction()):
+            connection._revalidate_connection()
+        proxy = connection._dbapi_connection
+        if proxy is self._proxy:
+            return connection
+        if proxy is not None:
+            # somebody went on with the same object, and SQLAlchemy has reconnected it
+            self._take(proxy)
+            return connection
+        connection.close()
+        self._connection = self._proxy = self._driver_connection = None
+        return None
+
     def _open(self) -> None:
-        if self._closed:
-            self._require_open()
-        proxy = self._source.check_out(self._timeout)
-        connection = proxy.dbapi_connection
-        if self._toggle_autocommit:
+        self._require_open()
+        while True:
             try:
-                self._driver.set_autocommit(connection, self._autocommit)
-            except BaseException:
-                proxy.invalidate()
-                proxy.close()
-                raise
-        self._proxy = proxy
-        self._driver_connection = connection
+                proxy = self._source.check_out(self._timeout)
+                break
+            except PoolClosed:
+                if self._source.successor is None:
+                    raise
+                self._source = self._source.successor
+                self._engine, self._driver = self._source.engine, self._source.driver
         self._results = []
         self._echo = self._engine._should_log_info()
+        self._take(proxy)
+
+    def _take(self, proxy: PoolProxiedConnection) -> None:
+        if self._toggle_autocommit or self._options is not None:
+            try:
+                borrow(proxy, self._driver, self._autocommit, self._options)
+            except self._engine.dialect.loaded_dbapi.Error as error:
+                Connection._handle_dbapi_exception_noconnection(error, self._engine.dialect, self._engine)
+        self._proxy = proxy
+        self._driver_connection = proxy.dbapi_connection
 
     def _require_open(self) -> None:
         if self._closed:
@@ -269,9 +356,9 @@ class Session:
         """Roll back what is not committed, and check the connection in. Harmless when repeated."""
         if self._closed:
             return
+        self._closed = True
         proxy, connection = self._proxy, self._connection
-        if proxy is None:
-            self._closed = True
+        if proxy is None or (connection is not None and connection.closed):
             return
         try:
             for known in self._results:
@@ -279,29 +366,18 @@ class Session:
                 if result is not None:
                     result.close()
             if self._in_transaction or connection is not None:
-                self.rollback()
-            if self._options is not None or self._toggle_autocommit:
-                self._restore()
+                self._end("rollback")
         except BaseException:
-            proxy.invalidate()
-            proxy.close()
+            discard(proxy)
             raise
         finally:
-            self._closed = True
+            connection, proxy = self._connection, self._proxy
             self._proxy = self._driver_connection = None
         if connection is not None:
             connection.close()
-        else:
+        elif proxy is not None:
             # nothing is open any more: SQLAlchemy's own rollback at checkin would be a round trip for nothing
             proxy._close_special(transaction_reset=True)
-
-    def _restore(self) -> None:
-        if self._proxy is None or not self._proxy.is_valid:
-            return
-        if self._options is not None:
-            self._driver.restore(self._driver_connection)
-        if self._toggle_autocommit:
-            self._driver.set_autocommit(self._driver_connection, not self._autocommit)
 
     def __enter__(self) -> Self:
         if self._closed:
@@ -345,6 +421,10 @@ class Savepoint:
         self._active = True
         if nested is None:
             session.execute(f"SAVEPOINT {name}")
+        self._transaction = session._transactions
+
+    def __repr__(self) -> str:
+        return f"<Savepoint of {self._session!r}, {'active' if self._active else 'ended'}>"
 
     @property
     def is_active(self) -> bool:
@@ -352,17 +432,26 @@ class Savepoint:
         return self._active
 
     def commit(self) -> None:
-        """Keep what ran since the savepoint, as part of the transaction around it."""
+        """Keep what ran since the savepoint, as part of the transaction around it.
+
+        Raises:
+            sqlalchemy.exc.InvalidRequestError: it is rolled back or released, or its transaction has ended.
+        """
+        if not self._active:
+            raise exc.InvalidRequestError("this savepoint has been released or rolled back already")
         self._finish("commit", f"RELEASE SAVEPOINT {self._name}")
 
     def rollback(self) -> None:
-        """Undo what ran since the savepoint; the transaction around it goes on."""
-        self._finish("rollback", f"ROLLBACK TO SAVEPOINT {self._name}")
+        """Undo what ran since the savepoint; the transaction around it goes on. Harmless when repeated."""
+        if self._active:
+            self._finish("rollback", f"ROLLBACK TO SAVEPOINT {self._name}")
 
     def _finish(self, how: str, sql: str) -> None:
-        if not self._active:
-            return
         self._active = False
+        if self._session._transactions != self._transaction:
+            raise exc.InvalidRequestError(
+                "the transaction of this savepoint has ended: commit() and rollback() of the session end its savepoints"
+            )
         if self._nested is not None:
             getattr(self._nested, how)()
         else:
@@ -375,7 +464,8 @@ class Savepoint:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if error is None:
-            self.commit()
+            if self._active:
+                self.commit()
             return
         try:
             self.rollback()

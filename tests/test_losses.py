@@ -1,0 +1,467 @@
+"""Whatever happens to a session or a connection, nothing of it reaches the next borrower, and nothing is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import io
+import threading
+from collections.abc import Callable
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import exc
+
+from sqlspec import ConfigError, ConnectionTimeout, SQLSpec, SQLSpecWarning
+from tests.conftest import Database
+from tests.servers import wait_until
+
+USERS = sa.table("users", sa.column("id"), sa.column("name"))
+INSERT = "INSERT INTO users (name) VALUES (?)"
+
+on_servers = pytest.mark.parametrize("database", ["postgresql", "psycopg", "mariadb"], indirect=True)
+on_sqlite = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+
+
+@pytest.fixture(params=["unwatched", "watched"])
+def watched(request: pytest.FixtureRequest, spec: SQLSpec) -> bool:
+    """Run with and without somebody who listens to statements: it must make no difference."""
+    if request.param == "watched":
+        sa.event.listen(spec.get_engine("primary"), "before_cursor_execute", lambda *_: None)
+    return bool(request.param == "watched")
+
+
+def names(spec: SQLSpec, name: str = "primary") -> list[str]:
+    with spec.get_session(name) as session:
+        return list(session.execute("SELECT name FROM users ORDER BY id").scalars())
+
+
+def one_connection(spec: SQLSpec, database: Database, **options: Any) -> None:
+    """Register "single": who comes after gets the same connection."""
+    spec.register_config(database.config(pool_size=1, max_overflow=0, pool_timeout=5.0, **options), name="single")
+
+
+def lose(session: Any, database: Database) -> None:
+    """End the connection of a session on the server, and wait until it is gone."""
+    query = "SELECT pg_backend_pid()" if database.name == "postgresql" else "SELECT CONNECTION_ID()"
+    pid = session.execute(query).scalar()
+    database.server.end_connections()
+    wait_until(lambda: pid not in database.server.connections())
+
+
+# -- a lost connection
+
+
+@on_servers
+def test_after_a_loss_the_session_goes_on_with_another_connection(
+    spec: SQLSpec, database: Database, watched: bool
+) -> None:
+    with spec.get_session("primary") as session:
+        session.execute(INSERT, ("lost",))
+        lose(session, database)
+        with pytest.raises(exc.OperationalError) as caught:
+            session.execute("SELECT 1")
+        assert caught.value.connection_invalidated
+        with pytest.raises(exc.PendingRollbackError):
+            session.execute("SELECT 2")
+        session.rollback()
+        for name in ("kept", "kept as well"):
+            session.execute(INSERT, (name,))
+    assert names(spec) == ["kept", "kept as well"]
+
+
+@on_servers
+def test_after_a_loss_the_options_of_the_session_still_hold(spec: SQLSpec, database: Database, watched: bool) -> None:
+    with pytest.raises(RuntimeError), spec.get_session("primary", autocommit=True) as session:
+        lose(session, database)
+        with pytest.raises(exc.OperationalError):
+            session.execute("SELECT 1")
+        session.execute(INSERT, ("kept",))
+        raise RuntimeError
+    assert names(spec) == ["kept"]
+    with spec.get_session("primary", read_only=True) as session:
+        lose(session, database)
+        with pytest.raises(exc.OperationalError):
+            session.execute("SELECT 1")
+        session.rollback()
+        with pytest.raises(exc.DBAPIError):
+            session.execute(INSERT, ("forbidden",))
+        session.rollback()
+    assert names(spec) == ["kept"]
+
+
+@on_servers
+def test_a_loss_that_was_swallowed_comes_out_at_the_end(spec: SQLSpec, database: Database) -> None:
+    with pytest.raises(exc.PendingRollbackError), spec.get_session("primary") as session:
+        session.execute(INSERT, ("lost",))
+        lose(session, database)
+        with pytest.raises(exc.OperationalError):
+            session.execute("SELECT 1")
+    assert names(spec) == []
+
+
+@on_servers
+@pytest.mark.parametrize("autocommit", [False, True])
+def test_closing_after_a_loss_gives_the_place_back(spec: SQLSpec, database: Database, autocommit: bool) -> None:
+    session = spec.get_session("primary", autocommit=autocommit)
+    result = session.execute("SELECT 1")
+    lose(session, database)
+    try:
+        session.close()
+    except exc.OperationalError:
+        assert not autocommit
+    assert result.closed
+    assert spec.get_pool_stats("primary").checked_out == 0
+    connection = spec.create_connection("primary")
+    cursor = connection.cursor()
+    cursor.execute("SELECT 1")
+    cursor.fetchall()
+    database.server.end_connections()
+    for _ in range(2):
+        with pytest.raises(Exception, match=r"(?i)terminat|closed|lost|gone"):
+            cursor.execute("SELECT 1")
+    connection.close()
+    assert spec.get_pool_stats("primary").checked_out == 0
+
+
+@on_servers
+# psycopg warns of a cursor that could not be closed
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_cursor_that_cannot_be_closed_does_not_keep_the_connection(spec: SQLSpec, database: Database) -> None:
+    connection = spec.create_connection("primary")
+    if database.name == "postgresql":
+        cursor = connection.cursor("named")
+    else:
+        from MySQLdb.cursors import SSCursor
+
+        cursor = connection.cursor(SSCursor)
+    cursor.execute("SELECT * FROM information_schema.columns")
+    cursor.fetchone()
+    database.server.end_connections()
+    with contextlib.suppress(Exception):
+        connection.close()
+    assert spec.get_pool_stats("primary").checked_out == 0
+
+
+def test_a_refused_connection_reaches_handle_error(database: Database, tmp_path: Any) -> None:
+    wrong = {"database": str(tmp_path / "no" / "folder")} if database.name == "sqlite" else {"port": 9}
+    with SQLSpec() as spec:
+        spec.register_config(database.config(**wrong))
+        seen: list[Any] = []
+        sa.event.listen(spec.get_engine(), "handle_error", lambda context: seen.append(context.original_exception))
+        with pytest.raises(exc.OperationalError), spec.get_session() as session:
+            session.execute("SELECT 1")
+        assert len(seen) == 1
+
+
+# -- transactions
+
+
+@on_sqlite
+def test_a_begin_that_fails_is_one_error(spec: SQLSpec, database: Database, watched: bool) -> None:
+    spec.register_config(database.config(connect_timeout=0.1), name="hasty")
+    if watched:
+        sa.event.listen(spec.get_engine("hasty"), "before_cursor_execute", lambda *_: None)
+    with spec.get_session("primary", isolation_level="IMMEDIATE") as holder:
+        holder.execute(INSERT, ("held",))
+        with spec.get_session("hasty", isolation_level="IMMEDIATE") as session:
+            with pytest.raises(exc.OperationalError, match="locked"):
+                session.execute("SELECT 1")
+            holder.commit()
+            session.execute(INSERT, ("late",))
+    assert names(spec) == ["held", "late"]
+
+
+def test_read_only_holds_for_every_transaction_of_the_session(spec: SQLSpec, watched: bool) -> None:
+    for statement in (INSERT, sa.insert(USERS)):
+        with spec.get_session("primary", read_only=True) as session:
+            session.execute(sa.select(USERS.c.name)).all()
+            session.commit()
+            with pytest.raises(exc.DBAPIError):
+                session.execute(statement, ("x",) if isinstance(statement, str) else {"name": "x"})
+            session.rollback()
+            connection = session.connection()
+            connection.execute(sa.select(USERS.c.name)).all()
+            connection.commit()
+            with pytest.raises(exc.DBAPIError):
+                session.execute(INSERT, ("x",))
+            session.rollback()
+    assert names(spec) == []
+
+
+@pytest.mark.parametrize("options", [{"read_only": True}, {"isolation_level": "SERIALIZABLE"}])
+def test_options_of_transactions_do_not_go_with_autocommit(spec: SQLSpec, options: Any) -> None:
+    with pytest.raises(ConfigError, match="autocommit=True has none"):
+        spec.get_session("primary", autocommit=True, **options)
+
+
+def test_a_commit_of_the_sqlalchemy_connection_is_known_to_the_session(spec: SQLSpec, watched: bool) -> None:
+    with spec.get_session("primary") as session:
+        session.execute(INSERT, ("kept",))
+        session.connection().commit()
+        assert not session.in_transaction
+        session.execute(INSERT, ("undone",))
+        assert session.in_transaction
+        session.rollback()
+    assert names(spec) == ["kept"]
+
+
+def test_a_session_whose_sqlalchemy_connection_was_closed_refuses_to_go_on(spec: SQLSpec, watched: bool) -> None:
+    with pytest.raises(exc.ResourceClosedError), spec.get_session("primary") as session:
+        session.execute(INSERT, ("lost",))
+        with session.connection() as connection:
+            connection.execute(sa.select(USERS.c.name)).all()
+        with spec.get_session("primary") as other:
+            other.execute("SELECT 1")
+            session.execute(INSERT, ("nowhere",))
+    assert names(spec) == []
+
+
+def test_a_transaction_that_a_string_begins_or_ends_is_known(spec: SQLSpec, database: Database, watched: bool) -> None:
+    one_connection(spec, database)
+    with pytest.raises(RuntimeError), spec.get_session("single", autocommit=True) as session:
+        session.execute("BEGIN")
+        session.execute(INSERT, ("undone",))
+        raise RuntimeError
+    assert names(spec, "single") == []
+    with pytest.raises(RuntimeError), spec.get_session("single") as session:
+        session.execute(INSERT, ("kept",))
+        session.execute("COMMIT")
+        session.execute(INSERT, ("undone",))
+        raise RuntimeError
+    assert names(spec, "single") == ["kept"]
+
+
+def test_a_savepoint_whose_transaction_has_ended_says_so(spec: SQLSpec, watched: bool) -> None:
+    with spec.get_session("primary") as session:
+        with pytest.raises(exc.InvalidRequestError, match="has ended"), session.begin_nested():
+            session.commit()
+        savepoint = session.begin_nested()
+        savepoint.rollback()
+        savepoint.rollback()
+        with pytest.raises(exc.InvalidRequestError, match="already"):
+            savepoint.commit()
+
+
+@on_sqlite
+def test_what_runs_outside_transactions_does_so_with_and_without_listeners(
+    spec: SQLSpec, database: Database, watched: bool
+) -> None:
+    with spec.get_session("primary") as session:
+        assert session.execute("PRAGMA user_version").scalar() == 0
+        with pytest.raises(exc.DBAPIError):
+            session.execute("PRAGMA nowhere(")
+        session.execute("VACUUM")
+        session.execute("CREATE TABLE other (x)")
+        session.rollback()
+        assert session.execute("SELECT count(*) FROM sqlite_master WHERE name = 'other'").scalar() == 0
+
+
+# -- parameters
+
+
+ARGUMENTS: list[tuple[str, Callable[[Any], Any]]] = [
+    ("rows as lists", lambda s: s.execute_many(INSERT, [["a"], ["b"]]) and names_in(s)),
+    ("a row as parameters", lambda s: s.execute("SELECT ?", s.execute("SELECT 'a'").one()).one()),
+    ("a range", lambda s: s.execute("SELECT ?", range(1)).one()),
+    ("a mapping that is no dict", lambda s: s.execute("SELECT :name", MappingProxyType({"name": "c"})).one()),
+    ("mappings that are no dicts", lambda s: s.execute_many(
+        INSERT.replace("?", ":name"), [MappingProxyType({"name": n}) for n in "de"]) and names_in(s)),
+]  # fmt: skip
+
+
+def names_in(session: Any) -> list[str]:
+    return list(session.execute("SELECT name FROM users ORDER BY id").scalars())
+
+
+@pytest.mark.parametrize(("what", "use"), ARGUMENTS)
+def test_parameters_mean_the_same_to_every_driver(
+    spec: SQLSpec, watched: bool, what: str, use: Callable[[Any], Any]
+) -> None:
+    wanted = {
+        "rows as lists": ["a", "b"],
+        "a row as parameters": ("a",),
+        "a range": (0,),
+        "a mapping that is no dict": ("c",),
+        "mappings that are no dicts": ["d", "e"],
+    }
+    with spec.get_session("primary") as session:
+        assert use(session) == wanted[what]
+
+
+@pytest.mark.parametrize("database", ["postgresql", "psycopg"], indirect=True)
+def test_a_list_can_be_one_value(spec: SQLSpec, database: Database, watched: bool) -> None:
+    with spec.get_session("primary") as session:
+        assert session.execute("SELECT ?", ([1, 2],)).scalar() == [1, 2]
+        assert session.execute("SELECT ?", [[1, 2]]).scalar() == [1, 2]
+
+
+# -- what the next borrower gets
+
+
+def test_a_dropped_session_leaves_nothing_behind(spec: SQLSpec, database: Database, watched: bool) -> None:
+    one_connection(spec, database)
+    for options in ({"autocommit": True}, {"read_only": True}):
+        session = spec.get_session("single", **options)
+        session.execute("SELECT 1").all()
+        del session
+        gc.collect()
+        with pytest.raises(RuntimeError), spec.get_session("single") as session:
+            session.execute(INSERT, ("undone",))
+            raise RuntimeError
+        assert names(spec, "single") == []
+
+
+def test_a_dropped_connection_leaves_nothing_behind(spec: SQLSpec, database: Database) -> None:
+    one_connection(spec, database, autocommit=True)
+    connection = spec.create_connection("single")
+    connection.begin()
+    connection.cursor().execute(INSERT, ("undone",))
+    del connection
+    gc.collect()
+    with pytest.raises(RuntimeError), spec.get_session("single") as session:
+        session.execute(INSERT, ("kept",))
+        raise RuntimeError
+    assert names(spec) == ["kept"]
+
+
+def test_a_begin_by_hand_under_autocommit_is_rolled_back(spec: SQLSpec, database: Database) -> None:
+    one_connection(spec, database, autocommit=True)
+    with spec.get_connection("single") as connection:
+        connection.cursor().execute("BEGIN")
+        connection.cursor().execute(INSERT, ("undone",))
+    with spec.get_connection("single") as connection:
+        connection.begin()
+        connection.cursor().execute(INSERT, ("kept",))
+        connection.commit()
+    assert names(spec) == ["kept"]
+
+
+def test_work_done_by_the_drivers_own_methods_is_rolled_back_with_a_warning(spec: SQLSpec, database: Database) -> None:
+    one_connection(spec, database)
+    connection = spec.create_connection("single")
+    cursor = connection.cursor()
+    if database.key == "SERIAL PRIMARY KEY":
+        if hasattr(cursor, "copy_expert"):
+            cursor.copy_expert("COPY users (name) FROM STDIN", io.StringIO("undone\n"))
+        else:
+            with cursor.copy("COPY users (name) FROM STDIN") as copying:
+                copying.write("undone\n")
+    elif database.name == "sqlite":
+        cursor.executescript("BEGIN; INSERT INTO users (name) VALUES ('undone')")
+    else:
+        with contextlib.suppress(Exception):
+            cursor.execute("CREATE PROCEDURE fill() INSERT INTO users (name) VALUES ('undone')")
+        cursor.callproc("fill")
+    with pytest.warns(SQLSpecWarning, match="rolled back"):
+        connection.__exit__(None, None, None)
+    assert names(spec, "single") == []
+
+
+@pytest.mark.parametrize("reset", ["rollback", "discard", "commit", "none"])
+def test_a_block_without_commit_is_rolled_back_with_a_warning(spec: SQLSpec, database: Database, reset: str) -> None:
+    one_connection(spec, database, pool_reset_on_return=reset)
+    with pytest.warns(SQLSpecWarning, match="was rolled back"), spec.get_connection("single") as connection:
+        connection.cursor().execute(INSERT, ("undone",))
+    assert names(spec, "single") == []
+    with spec.get_connection("single") as connection:
+        connection.cursor().execute(INSERT, ("kept",))
+        connection.cursor().execute("COMMIT")
+    assert names(spec, "single") == ["kept"]
+
+
+@pytest.mark.parametrize(("reset", "left"), [("rollback", []), ("discard", []), ("commit", ["x"])])
+def test_at_checkin_the_config_decides_what_becomes_of_a_transaction(
+    spec: SQLSpec, database: Database, reset: str, left: list[str]
+) -> None:
+    one_connection(spec, database, pool_reset_on_return=reset)
+    connection = spec.create_connection("single")
+    connection.cursor().execute(INSERT, ("x",))
+    connection.close()
+    assert names(spec, "single") == left
+
+
+def test_what_is_set_on_a_connection_reaches_the_drivers(spec: SQLSpec, database: Database) -> None:
+    with spec.get_connection("primary") as connection:
+        if database.name == "sqlite":
+            connection.row_factory = lambda cursor, row: list(row)
+            assert connection.cursor().execute("SELECT 1").fetchone() == [1]
+            connection.row_factory = None
+        with pytest.raises(Exception, match="autocommit belongs to the config"):
+            connection.autocommit = True
+
+
+def test_begin_is_refused_inside_a_transaction_and_not_after_a_harmless_call(spec: SQLSpec, database: Database) -> None:
+    with spec.get_connection("primary") as connection:
+        harmless = {"sqlite": "interrupt", "postgresql": "fileno", "mariadb": "get_server_info"}[database.name]
+        getattr(connection, harmless)()
+        connection.begin()
+        with pytest.raises(Exception, match="inside an open transaction"):
+            connection.begin()
+        connection.rollback()
+
+
+@on_sqlite
+def test_sqlalchemys_isolation_levels_leave_the_connection_as_it_was(spec: SQLSpec, database: Database) -> None:
+    one_connection(spec, database, isolation_level="IMMEDIATE")
+    with spec.get_engine("single").connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql("INSERT INTO users (name) VALUES ('a')")
+    with spec.get_connection("single") as live:
+        assert live.driver_connection.isolation_level == "IMMEDIATE"
+    one = database.config(pool_size=1, max_overflow=0, autocommit=True)
+    spec.register_config(one, name="autocommit")
+    with spec.get_engine("autocommit").connect().execution_options(isolation_level="SERIALIZABLE") as connection:
+        connection.exec_driver_sql("INSERT INTO users (name) VALUES ('undone')")
+        connection.rollback()
+    with pytest.raises(RuntimeError), spec.get_session("autocommit") as session:
+        session.execute(INSERT, ("b",))
+        raise RuntimeError
+    assert names(spec) == ["a", "b"]
+
+
+# -- replacing
+
+
+def test_who_comes_late_to_a_replaced_config_is_served_by_the_new_one(spec: SQLSpec, database: Database) -> None:
+    early = spec.get_session("primary")
+    spec.register_config(database.config(), name="primary", replace=True)
+    with early:
+        early.execute(INSERT, ("kept",))
+    assert names(spec) == ["kept"]
+
+
+def test_who_waits_while_a_config_is_replaced_is_served_by_the_new_one(spec: SQLSpec, database: Database) -> None:
+    one_connection(spec, database)
+    held = spec.create_connection("single")
+    served: list[Any] = []
+
+    def wait() -> None:
+        with spec.get_connection("single", timeout=20) as connection:
+            cursor = connection.cursor()
+            cursor.execute("SELECT 1")
+            served.append(cursor.fetchone())
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    pool: Any = spec._get_pool("single")
+    wait_until(lambda: pool._pool._waiting == 1)
+    spec.register_config(database.config(), name="single", replace=True)
+    waiting.join(20)
+    assert served == [(1,)]
+    held.close()
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), 1e12, "1"])
+def test_a_timeout_that_is_none_is_refused(spec: SQLSpec, timeout: Any) -> None:
+    with pytest.raises(ValueError, match="give seconds above 0"):
+        spec.get_connection("primary", timeout=timeout)
+
+
+def test_a_waiter_gives_up_at_its_deadline_and_loses_nothing(spec: SQLSpec, database: Database) -> None:
+    one_connection(spec, database)
+    with spec.get_connection("single"), pytest.raises(ConnectionTimeout):
+        spec.get_connection("single", timeout=0.05)
+    with spec.get_connection("single"):
+        assert spec.get_pool_stats("single").checked_out == 1
