@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sqlspec import SQLSpec
 from sqlspec.adapters.driver import Syntax
-from sqlspec.session.placeholders import PlaceholderError, bind
+from sqlspec.session.placeholders import PlaceholderError, Statement, bind, bind_rows
 
 CODE = ["SELECT ", "a", " FROM t ", "(", ")", ", ", " = ", "1", "\n", " % ", "x "]
 OPAQUE: dict[Syntax, list[str]] = {
     "postgresql": [
-        "'a?b:c%s'", "'it''s ?'", "E'a\\'?'", '"q?:n"', "$$ ? :n %s $$", "$tag$ ? $$ ? $tag$", "-- ? :n\n",
+        "'a?b:c%s'", "'it''s ?'", "E'a\\'?' ||", '"q?:n"', "$$ ? :n %s $$", "$tag$ ? $$ ? $tag$", "-- ? :n\n",
         "/* ? /* :n */ %s */", "::int", "'\\'",
     ],
     "mysql": [
@@ -55,7 +57,11 @@ def test_names_count_outside_of_literals_names_and_comments_only(made: tuple[Syn
     syntax, pieces = made
     sql = " ".join(":n" if piece == "<mark>" else piece for piece in pieces)
     statement, _ = bind(sql, {"n": 1}, syntax)
-    if syntax != "sqlite" and "<mark>" in pieces:
+    if "<mark>" not in pieces:
+        assert statement.text == sql
+    elif syntax == "sqlite":
+        assert (statement.text, statement.names, statement.count) == (sql, {"n"}, pieces.count("<mark>"))
+    else:
         assert statement.text % {"n": "<value>"} == " ".join(
             "<value>" if piece == "<mark>" else piece for piece in pieces
         )
@@ -72,6 +78,13 @@ def test_names_count_outside_of_literals_names_and_comments_only(made: tuple[Syn
         ("SELECT %(n)s", {"n": 1}, "SELECT %(n)s"),
         ("SELECT a[1:2], ?::int", (1,), "SELECT a[1:2], %s::int"),
         ("SELECT '50%'", None, "SELECT '50%'"),
+        ("SELECT E'a'\n'\\'?', ?", (1,), "SELECT E'a'\n'\\'?', %s"),
+        ("SELECT E'a' -- ' ?\r\n '\\'?', ?", (1,), "SELECT E'a' -- ' ?\r\n '\\'?', %s"),
+        ("SELECT 'a'\n'\\', ?", (1,), "SELECT 'a'\n'\\', %s"),
+        ("SELECT 1 -- ?\r, ?", (1,), "SELECT 1 -- ?\r, %s"),
+        ("SELECT interval '%s days'", (3,), "SELECT interval '%s days'"),
+        ("SELECT %b, %(a b)s", (b"x",), "SELECT %b, %(a b)s"),
+        ("SELECT %(a-b)s", {"a-b": 1}, "SELECT %(a-b)s"),
     ],
 )
 def test_portable_placeholders_become_the_drivers(sql: str, parameters: Any, text: str) -> None:
@@ -96,3 +109,128 @@ def test_portable_placeholders_become_the_drivers(sql: str, parameters: Any, tex
 def test_what_does_not_fit_is_refused(sql: str, parameters: Any, message: str) -> None:
     with pytest.raises(PlaceholderError, match=message):
         bind(sql, parameters, "postgresql")
+
+
+@pytest.mark.parametrize(
+    ("sql", "parameters", "text"),
+    [
+        ("SELECT 1 /* a/*/ , ?", (1,), "SELECT 1 /* a/*/ , %s"),
+        ("SELECT /*! ?, */ ? /*M! + ? */", (1, 2, 3), "SELECT /*! %s, */ %s /*M! + %s */"),
+        ("SELECT @a := ?", (1,), "SELECT @a := %s"),
+    ],
+)
+def test_comments_of_mysql_end_at_once_and_some_are_code(sql: str, parameters: Any, text: str) -> None:
+    assert bind(sql, parameters, "mysql")[0].text == text
+
+
+@pytest.mark.parametrize("sql", ["SELECT ?, @b", "SELECT ?1, ?2", "SELECT $a, ?"])
+def test_sqlite_counts_its_own_placeholders_itself(sql: str) -> None:
+    assert bind(sql, (1, 2), "sqlite") == (Statement(sql, reads=True), (1, 2))
+
+
+@pytest.mark.parametrize(
+    ("sql", "syntax", "reads", "opens", "controls"),
+    [
+        ("SELECT 1", "postgresql", True, True, None),
+        ("-- INSERT\n/* UPDATE */ (SELECT 1)", "sqlite", False, True, None),
+        ("# comment\nVALUES (1)", "mysql", True, True, None),
+        ("WITH a AS (SELECT 1) INSERT INTO t SELECT * FROM a", "sqlite", False, True, None),
+        ("EXPLAIN ANALYZE DELETE FROM t", "postgresql", False, True, None),
+        ("PRAGMA user_version", "sqlite", True, False, None),
+        ("VACUUM", "sqlite", False, False, None),
+        ("VACUUM", "postgresql", False, True, None),
+        ("begin immediate", "sqlite", False, False, "begin"),
+        ("START TRANSACTION", "mysql", False, False, "begin"),
+        ("COMMIT", "postgresql", False, False, "end"),
+        ("ROLLBACK", "postgresql", False, False, "end"),
+        ("ROLLBACK /* all */ TO a", "postgresql", False, False, None),
+        ("CREATE TABLE t (x INTEGER)", "mysql", False, True, "end"),
+        ("CREATE TEMPORARY TABLE t (x INTEGER)", "mysql", False, True, None),
+        ("CREATE TABLE t (x INTEGER)", "postgresql", False, True, None),
+        ("", "sqlite", False, True, None),
+    ],
+)
+def test_what_a_statement_does_to_transactions_is_known_by_its_first_words(
+    sql: str, syntax: Syntax, reads: bool, opens: bool, controls: str | None
+) -> None:
+    statement, _ = bind(sql, None, syntax)
+    assert (statement.reads, statement.opens, statement.controls) == (reads, opens, controls)
+
+
+@pytest.mark.parametrize("piece", ["/* license */ ", "/**/", "-- a\n", "((", "/*", "'", "E'\\", "$$", "%(", ":a", "\n"])
+@pytest.mark.parametrize("syntax", ["postgresql", "mysql", "sqlite"])
+def test_no_statement_takes_long_to_read(piece: str, syntax: Syntax) -> None:
+    # exponential reading would not end within the lifetime of the test
+    for end in ("", "1", ";", "'", "?"):
+        with contextlib.suppress(PlaceholderError):
+            bind(piece * 20_000 + end, (1,), syntax)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([(1,), None], "row 1: None is no row"),
+        ([(1,), (1, 2)], "row 1: the statement has 1 placeholders and 2 values"),
+        ([(1,), {"a": 1}], "row 1: "),
+    ],
+)
+def test_a_row_that_does_not_fit_is_refused_with_its_position(rows: list[Any], message: str) -> None:
+    with pytest.raises(PlaceholderError, match=message):
+        bind_rows("INSERT INTO t VALUES (?)", rows, "sqlite")
+
+
+# One statement a line; ~ stands for a new line.
+TRICKY = {
+    "postgresql": r"""
+        SELECT E'a'~'\'?', ?
+        SELECT $a$ ? $$ ? $a$, ?
+        SELECT U&'\0041?', ?
+        SELECT 1 /* /* ? */ ? */, ?
+        SELECT '{"a": 1}'::jsonb ?? 'a', ?
+        SELECT '12:30:00'::time, ?
+        SELECT (ARRAY[1, 2, 3])[1:2], ?
+        SELECT 7 % 4, ?
+        SELECT 'a' LIKE '%a%', ?
+    """,
+    "mysql": r"""
+        SELECT 'a\'?', ?
+        SELECT 1 /*! , 2 */, ?
+        SELECT 1 /* a/*/ , ?
+        SELECT 1 -- ?~, ?
+        SELECT 1--1, ?
+        SELECT @a := 5, ?
+        SELECT 1 # ?~, ?
+        SELECT "a\"?", ?
+        SELECT 7 % 4, ?
+        SELECT 'a' LIKE '%a%', ?
+    """,
+    "sqlite": r"""
+        SELECT '\', ?
+        SELECT "a?", b FROM (SELECT 1 AS "a?", ? AS b)
+        SELECT [a?], b FROM (SELECT 1 AS [a?], ? AS b)
+        SELECT 1 /* /* ? */, ?
+        SELECT '12:30', ?
+        SELECT json_extract('{"a": 1}', '$.a'), ?
+        SELECT 7 % 4, ?
+    """,
+}
+
+
+def test_the_database_reads_a_statement_as_we_do(spec: SQLSpec) -> None:
+    with spec.get_session("primary") as session:
+        connection = session.connection()
+        for line in TRICKY[connection.dialect.name].strip().splitlines():
+            statement = line.strip().replace("~", "\n")
+            row = session.execute(statement, (42,)).one()
+            head, _, tail = statement.replace("??", "\0").rpartition("?")
+            written = f"{head}42{tail}".replace("\0", "?")
+            assert row == connection.exec_driver_sql(written, execution_options={"no_parameters": True}).one()
+            assert row[-1] == 42
+
+
+def test_statements_without_placeholders_may_run_many_times(spec: SQLSpec) -> None:
+    with spec.get_session("primary") as session:
+        session.execute("DELETE FROM users")
+        session.execute_many("INSERT INTO users (name) SELECT NULL WHERE 5 % 3 = 2", [(), ()])
+        session.execute_many("INSERT INTO users (name) SELECT NULL WHERE 5 % 3 = 2", [{}])
+        assert session.execute("SELECT count(*) FROM users").scalar() == 3
