@@ -212,9 +212,9 @@ def _listen(engine: Engine, config: NoPoolSyncConfig, driver: Driver) -> None:
 
 
 def _discarding(driver: Driver) -> Any:
-    def discard(connection: Any, record: object, state: Any) -> None:
-        if not state.terminate_only and connection is not None:
-            driver.discard(connection)
+    def discard(connection: Any, record: Any, state: Any) -> None:
+        if not state.terminate_only and connection is not None and not driver.discard(connection):
+            record.invalidate()
 
     return discard
 

@@ -82,8 +82,8 @@ class SQLSpec:
             raise ConfigError(
                 f"register_config() takes a config such as PostgreSQLConfig(…), not {type(config).__name__}"
             )
-        if not isinstance(name, str) or not name:
-            raise ConfigError("name must be a string that is not empty")
+        if not isinstance(name, str) or not name or not name.isprintable():
+            raise ConfigError("name must be a string of printable characters that is not empty")
         missing = driver_for(config).missing()
         if missing is not None:
             raise ConfigError(missing)

@@ -83,8 +83,11 @@ class Driver(ABC):
         """Switch the driver's autocommit, where it is otherwise; outside a transaction only."""
 
     @abstractmethod
-    def discard(self, connection: Any) -> None:
-        """Roll back and clear the session state; afterwards the connection is as prepare() left it."""
+    def discard(self, connection: Any) -> bool:
+        """Roll back and clear the session state; the connection is then as prepare() left it.
+
+        Return False where it must be closed for that.
+        """
 
     @abstractmethod
     def server_version(self, connection: Any) -> str:

@@ -15,6 +15,14 @@ from sqlspec.exceptions import ConfigError
 __all__ = ["MySQLConfig", "MySQLPoolConfig"]
 
 TLSMode = Literal["disable", "require", "verify-ca", "verify-full"]
+# What would undo a protection, or be lost with a reset.
+_SHUT = {
+    "client_flag": "undo multi_statements=False: leave it out",
+    "multi_statements": "let one string run many statements: leave it out",
+    "local_infile": "let the server read files of this machine: leave it out",
+    "init_command": "not run again after a reset: use sql_mode, or SET in the session",
+}
+_NO_BACKSLASHES = "under NO_BACKSLASH_ESCAPES placeholders cannot be told from text: leave it out"
 _MODES = {
     "disable": "DISABLED",
     "require": "REQUIRED",
@@ -68,9 +76,15 @@ class MySQLConfig(MySQLPoolConfig, SyncDatabaseConfig):
         named = self.parsed_url.drivername.partition("+")[2]
         if named and named not in {"mysqldb", "asyncmy"}:
             raise ConfigError(f"url names the driver {named}: there are mysqldb (mysqlclient) and asyncmy")
-        spelled = [key for key in self.parsed_url.query if key.startswith("ssl")]
-        if spelled:
-            raise ConfigError(f"url carries {spelled[0]}: use tls='verify-full' and tls_ca='…', which are enforced")
+        for key in self.parsed_url.query:
+            if key.startswith("ssl"):
+                raise ConfigError(f"url carries {key}: use tls='verify-full' and tls_ca='…', which are enforced")
+            if key in _SHUT:
+                raise ConfigError(f"url carries {key}, which would {_SHUT[key]}")
+        if self.tls_ca is not None and self.tls not in {"verify-ca", "verify-full"}:
+            raise ConfigError("tls_ca is used by tls='verify-ca' and tls='verify-full' only: add one of them")
+        if "NO_BACKSLASH_ESCAPES" in self.sql_mode.split(","):
+            raise ConfigError(f"sql_mode: {_NO_BACKSLASHES}")
         if {"pool_pre_ping", "ping_on_checkout"} <= self.model_fields_set and (
             self.pool_pre_ping != self.ping_on_checkout
         ):
@@ -100,13 +114,16 @@ class MySQLClient(Driver):
         return self._config.autocommit
 
     def missing(self) -> str | None:
-        url = self._config.parsed_url
+        url = self.url()
         if url.host or "unix_socket" in url.query:
             return None
         return "MySQLConfig names no server: give url='mysql://…', host='…', or unix_socket in the url"
 
     def url(self) -> URL:
-        return self._config.parsed_url.set(drivername="mysql+mysqldb")
+        url = self._config.parsed_url.set(drivername="mysql+mysqldb")
+        if url.host is not None and url.host.startswith("/"):
+            return url._replace(host=None).update_query_dict({"unix_socket": url.host})
+        return url
 
     def connect_args(self) -> dict[str, Any]:
         config = self._config
@@ -115,9 +132,8 @@ class MySQLClient(Driver):
             # one statement a call, and no files of this machine for a server that asks for them
             "multi_statements": False,
             "local_infile": 0,
+            "charset": config.charset,
         }
-        if "charset" not in config.parsed_url.query:
-            arguments["charset"] = config.charset
         if config.tls is not None:
             arguments["ssl_mode"] = _MODES[config.tls]
             if config.tls_ca is not None:
@@ -134,13 +150,18 @@ class MySQLClient(Driver):
         if seconds is not None:
             if "MariaDB" in connection.get_server_info():
                 assignments.append("max_statement_time = %s")
-                values.append(seconds)
+                # its unit is a microsecond, and 0 would mean for ever
+                values.append(max(seconds, 0.001))
             else:
                 assignments.append("max_execution_time = %s")
                 values.append(math.ceil(seconds * 1000))
         with connection.cursor() as cursor:
             if assignments:
                 cursor.execute("SET SESSION " + ", ".join(assignments), values)
+            if not self._config.sql_mode:
+                cursor.execute("SELECT @@sql_mode")
+                if "NO_BACKSLASH_ESCAPES" in cursor.fetchone()[0].split(","):
+                    raise connection.ProgrammingError(f"the server's sql_mode: {_NO_BACKSLASHES}, with sql_mode='…'")
         # The MariaDB client library goes on in plain text where the server offers no TLS.
         if self._config.tls not in {None, "disable"} and not self.uses_tls(connection):
             raise connection.OperationalError(2026, f"tls={self._config.tls!r}, but the server offers no TLS")
@@ -176,7 +197,7 @@ class MySQLClient(Driver):
         if connection.get_autocommit() != enabled:
             connection.autocommit(enabled)
 
-    def discard(self, connection: Any) -> None:
+    def discard(self, connection: Any) -> bool:
         url = self._config.parsed_url
         enabled = connection.get_autocommit()
         # COM_CHANGE_USER rolls back and clears the session; the driver has no COM_RESET_CONNECTION
@@ -184,3 +205,4 @@ class MySQLClient(Driver):
         connection.autocommit(enabled)
         connection.query(f"SET NAMES {self._config.charset}")
         self.prepare(connection)
+        return True

@@ -63,12 +63,18 @@ class PostgreSQLConfig(PostgreSQLPoolConfig, SyncDatabaseConfig):
             raise ConfigError(f"url names the driver {named}: there are psycopg2, psycopg and asyncpg")
         if self.tls is not None and "sslmode" in self.parsed_url.query:
             raise ConfigError("tls and the url's sslmode are both given: keep one")
-        if named in {"", "psycopg2"} and "prepare_threshold" in self.model_fields_set:
+        mode = self.tls or self.parsed_url.query.get("sslmode")
+        if self.tls_ca is not None and mode not in {"verify-ca", "verify-full"}:
+            raise ConfigError("tls_ca is used by tls='verify-ca' and tls='verify-full' only: add one of them")
+        host = self.parsed_url.host or str(self.parsed_url.query.get("host", ""))
+        if host.startswith("/") and self.tls not in {None, "disable"}:
+            raise ConfigError(f"tls={self.tls!r} on a Unix socket: libpq does not encrypt those, leave it out")
+        if named in {"", "psycopg2"} and "prepare_threshold" in self.model_fields_set and self.prepare_threshold:
             warnings.warn(
                 "prepare_threshold has no effect: psycopg2 prepares no statements. A url that begins with "
                 "postgresql+psycopg:// uses psycopg, which does.",
                 SQLSpecWarning,
-                stacklevel=2,
+                stacklevel=4,
             )
         return self
 
@@ -99,10 +105,11 @@ class _PostgreSQLDriver(Driver):
 
     def connect_args(self) -> dict[str, Any]:
         config = self._config
-        arguments: dict[str, Any] = {"connect_timeout": whole_seconds(config.connect_timeout)}
-        for name in ("application_name", "client_encoding"):
-            if name not in config.parsed_url.query:
-                arguments[name] = getattr(config, name)
+        arguments: dict[str, Any] = {
+            "connect_timeout": whole_seconds(config.connect_timeout),
+            "application_name": config.application_name,
+            "client_encoding": config.client_encoding,
+        }
         if options := self._options():
             arguments["options"] = options
         if config.tls is not None:
@@ -151,7 +158,7 @@ class _PostgreSQLDriver(Driver):
         if connection.autocommit != enabled:
             connection.autocommit = enabled
 
-    def discard(self, connection: Any) -> None:
+    def discard(self, connection: Any) -> bool:
         connection.rollback()
         before = connection.autocommit
         connection.autocommit = True
@@ -160,6 +167,7 @@ class _PostgreSQLDriver(Driver):
                 cursor.execute("DISCARD ALL")
         finally:
             connection.autocommit = before
+        return True
 
 
 class Psycopg2(_PostgreSQLDriver):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any, ClassVar, Literal
 
@@ -41,15 +42,26 @@ class SQLiteConnectionConfig(NoPoolSyncConfig):
         named = self.parsed_url.drivername.partition("+")[2]
         if named and named not in {"pysqlite", "aiosqlite"}:
             raise ConfigError(f"url names the driver {named}: there are pysqlite (sqlite3) and aiosqlite")
-        if self.host or self.port or self.username or self.password:
+        if self.url is not None and self.parsed_url.host is not None and self.host is None:
+            raise ConfigError(
+                "url has a host: a relative file has three slashes, sqlite:///app.db, an absolute one four"
+            )
+        given = (self.host, self.port, self.username, self.password)
+        if any(value is not None for value in given):
             raise ConfigError("SQLite is a file: it has a database, and no host, port, username or password")
+        query = self.parsed_url.query
+        if "mode" in query and query.get("uri") != "true":
+            raise ConfigError("url has a mode without uri=true: write sqlite:///file:app.db?mode=ro&uri=true")
+        if "timeout" in query:
+            raise ConfigError("url carries timeout: it is an option of its own, connect_timeout")
         return self
 
     @property
     def in_memory(self) -> bool:
         """Tell whether the database lives in its one connection."""
-        url = self.parsed_url
-        return url.database == ":memory:" or (self.url is not None and not url.database)
+        name, query = self.parsed_url.database, self.parsed_url.query
+        named = (self.url is not None or self.database is not None) and name in {None, "", ":memory:"}
+        return named or str(name).startswith("file::memory:") or query.get("mode") == "memory"
 
     def driver(self) -> Driver:
         """Return the driver sqlite3."""
@@ -106,8 +118,8 @@ class SQLite3(Driver):
         }
 
     def limit_connect(self, arguments: dict[str, Any], seconds: float) -> None:
-        # a file opens at once, and the argument bounds waiting for locks ever after
-        return
+        # bounds the wait for the locks that prepare() may need; prepare() sets what holds afterwards
+        arguments["timeout"] = min(arguments["timeout"], seconds)
 
     def prepare(self, connection: Any) -> None:
         config = self._config
@@ -116,6 +128,8 @@ class SQLite3(Driver):
             (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
             if mode.upper() != config.journal_mode and not config.in_memory:
                 connection.execute(f"PRAGMA journal_mode = {config.journal_mode}")
+        seconds = min(config.connect_timeout, config.command_timeout or config.connect_timeout)
+        connection.execute(f"PRAGMA busy_timeout = {math.ceil(seconds * 1000)}")
         connection.execute(f"PRAGMA synchronous = {config.synchronous}")
         connection.execute(f"PRAGMA cache_size = {config.cache_size}")
         if config.command_timeout is not None:
@@ -140,12 +154,19 @@ class SQLite3(Driver):
     def set_autocommit(self, connection: Any, enabled: bool) -> None:
         connection.isolation_level = None if enabled else self._config.isolation_level or "DEFERRED"
 
-    def discard(self, connection: Any) -> None:
+    def discard(self, connection: Any) -> bool:
+        # pragmas, attached files, temporary views: only a new connection is without them
+        if not self._config.in_memory:
+            return False
         connection.rollback()
-        tables = connection.execute("SELECT name FROM sqlite_temp_master WHERE type = 'table'").fetchall()
-        for (name,) in tables:
+        objects = connection.execute(
+            "SELECT type, name FROM sqlite_temp_master WHERE type IN ('table', 'view')"
+        ).fetchall()
+        for kind, name in objects:
             quoted = name.replace('"', '""')
-            connection.execute(f'DROP TABLE temp."{quoted}"')
+            connection.execute(f'DROP {kind} temp."{quoted}"')
+        self.prepare(connection)
+        return True
 
 
 def _stop_statements_after(connection: Any, seconds: float) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from sqlalchemy import URL, make_url
 
-from sqlspec.config.url import parse_url
+from sqlspec.config.url import check_text, parse_url
 from sqlspec.exceptions import ConfigError
 
 __all__ = [
@@ -20,13 +20,16 @@ __all__ = [
     "SyncDatabaseConfig",
 ]
 
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# the upper bound, some 24 days, is that of PostgreSQL's and the drivers' milliseconds
+Seconds = Annotated[float, Field(gt=0, le=2_147_483, allow_inf_nan=False)]
 Password = Annotated[
     str | SecretStr | Callable[[], str | SecretStr],
     AfterValidator(lambda given: SecretStr(given) if isinstance(given, str) else given),
 ]
 ResetOnReturn = Literal["rollback", "commit", "none", "discard"]
 _PARTS = ("host", "port", "database", "username")
+# libpq's and mysqlclient's names for them
+_PARTS_IN_QUERIES = {"host": "host", "port": "port", "user": "username", "dbname": "database", "db": "database"}
 
 
 class _Frozen(BaseModel):
@@ -54,6 +57,15 @@ class _Frozen(BaseModel):
                 values.clear()
                 raise ConfigError(problem, field)
 
+    @classmethod
+    def model_validate(cls, obj: Any, **_: Any) -> Self:
+        """Return a config from a mapping of its options.
+
+        Raises:
+            ConfigError: an option is unknown, out of range or contradicts another.
+        """
+        return obj if isinstance(obj, cls) else cls(**obj)
+
     def __setattr__(self, name: str, value: Any) -> None:
         if name in type(self).model_fields:
             raise ConfigError(
@@ -78,7 +90,7 @@ class InstrumentationConfig(_Frozen):
     Attributes:
         pool_name: the name of the pool in logs and metrics; default: the name of the config.
         log_parameters: show bound values in statement logs and error messages. Off, since values are data.
-        log_statements: write every statement to the log of ``sqlalchemy.engine``, like ``echo``.
+        log_statements: write the statements of sessions and engines to the log of ``sqlalchemy.engine``, like ``echo``.
         slow_statement_seconds: log statements that take at least this long.
         slow_checkout_seconds: log checkouts that wait at least this long.
     """
@@ -99,9 +111,11 @@ class NoPoolSyncConfig(_Frozen):
     where the driver has defaults of its own. The password of a URL moves to ``password``; ``url`` keeps the rest.
 
     Attributes:
-        password: a string, or a callable that is asked at every connect (rotating credentials).
+        password: a string, or a callable that is asked at every connect (rotating credentials), and by MySQL's
+            ``discard`` at every checkin.
         autocommit: every statement commits by itself; nothing can be rolled back.
-        echo: log statements to ``sqlalchemy.engine``; values only with ``instrumentation.log_parameters``.
+        echo: log the statements of sessions and engines to ``sqlalchemy.engine``; values only with
+            ``instrumentation.log_parameters``.
         connect_timeout: seconds to wait for a new connection. Drivers count whole seconds: fractions round up.
             On SQLite, how long a statement waits for another writer's lock.
         command_timeout: seconds that one statement may run on the server; ``None``: the server's own limit.
@@ -118,7 +132,7 @@ class NoPoolSyncConfig(_Frozen):
     port: int | None = Field(default=None, ge=1, le=65535)
     database: str | None = None
     username: str | None = None
-    password: Password | None = None
+    password: Password | None = Field(default=None, repr=False)
 
     autocommit: bool = False
     echo: bool = False
@@ -130,28 +144,34 @@ class NoPoolSyncConfig(_Frozen):
 
     @model_validator(mode="before")
     @classmethod
-    def _take_the_password_out_of_the_url(cls, values: Any) -> Any:
+    def _take_the_url_apart(cls, values: Any) -> Any:
         if not isinstance(values, dict) or values.get("url") is None:
             return values
-        given = values["url"]
-        text = given.render_as_string(hide_password=False) if isinstance(given, URL) else str(given)
-        url, password = parse_url(text)
+        if not isinstance(values["url"], (str, URL)):
+            raise ConfigError(f"url must be a string, not {type(values['url']).__name__}")
+        url, password = parse_url(values["url"])
         scheme = url.drivername.split("+")[0]
         if cls.schemes and scheme not in cls.schemes:
             raise ConfigError(f"url is of a {scheme} database: {cls.__name__} takes {_alternatives(cls.schemes)}://")
-        if password is not None and values.get("password") is not None:
-            raise ConfigError("password is given twice, in url and by itself: keep one")
-        twice = [part for part in _PARTS if values.get(part) is not None and getattr(url, part) is not None]
-        if twice:
-            raise ConfigError(f"{twice[0]} is given twice, in url and by itself: keep one")
-        changed = {**values, "url": url.render_as_string()}
+        # options that are fields of the config, as in ?application_name=…
+        options = {key: value for key, value in url.query.items() if key in cls.model_fields and key not in _PARTS}
+        found = {**{part: getattr(url, part) for part in _PARTS}, **options, "password": password}
+        found |= {part: url.query[key] for key, part in _PARTS_IN_QUERIES.items() if key in url.query}
+        for name, value in found.items():
+            if value is not None and values.get(name) is not None:
+                raise ConfigError(f"{name} is given twice, in url and by itself: keep one")
+        changed = {**values, **options, "url": url.difference_update_query(options).render_as_string()}
         return changed if password is None else {**changed, "password": password}
 
     @model_validator(mode="after")
     def _refuse_what_no_server_takes(self) -> NoPoolSyncConfig:
         for part in ("host", "database", "username"):
-            if "\0" in (getattr(self, part) or ""):
-                raise ConfigError(f"{part} contains a NUL character, which no database accepts")
+            value = getattr(self, part)
+            check_text(part, value)
+            if value is not None and not value.isprintable():
+                raise ConfigError(f"{part} contains a line break or another control character")
+        if isinstance(self.password, SecretStr):
+            check_text("password", self.password.get_secret_value())
         return self
 
     @property
@@ -163,8 +183,14 @@ class NoPoolSyncConfig(_Frozen):
 
     def reveal_password(self) -> str | None:
         """Return the password as it is now; a callable is asked anew. For connecting only."""
-        password = self.password() if callable(self.password) else self.password
-        return password.get_secret_value() if isinstance(password, SecretStr) else password
+        password = self.password
+        if callable(password):
+            password = password()
+            if not isinstance(password, (str, SecretStr)):
+                raise ConfigError(f"password() returned {type(password).__name__}: it must return a string", "password")
+        secret = password.get_secret_value() if isinstance(password, SecretStr) else password
+        check_text("password", secret)
+        return secret
 
     def __getstate__(self) -> dict[Any, Any]:
         if isinstance(self.password, SecretStr):
@@ -187,7 +213,7 @@ class PoolConfig(_Frozen):
         pool_use_lifo: hand out the connection used last, so that the others can age.
         pool_reset_on_return: what happens to an open transaction at checkin: ``rollback``; ``commit``;
             ``none`` (nothing, the next borrower inherits it); ``discard`` (rollback, then session state such
-            as ``SET`` and temporary tables goes as well).
+            as ``SET`` and temporary tables goes as well; a SQLite file is opened anew).
     """
 
     pool_size: int = Field(default=10, ge=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Mapping
 from urllib.parse import quote
 
 from pydantic import SecretStr
@@ -32,47 +33,96 @@ def build_secure_url(
     """Build a database URL that SQLAlchemy and libpq read alike.
 
     The result contains the password as it is: hand it to a config, do not print it. A host that begins with
-    ``/`` is the folder of a Unix socket. ``None`` leaves a part out.
+    ``/`` is a Unix socket: its folder for PostgreSQL, its file for MySQL. ``None`` leaves a part out.
 
     Raises:
         ConfigError: a part cannot be written so that SQLAlchemy 2.0 and libpq agree on it.
     """
+    try:
+        return _write(scheme, host, port, database, username, password, params)
+    except ConfigError as error:
+        problem = str(error)
+    # A traceback that shows locals must not show the password.
+    password = None
+    raise ConfigError(problem)
+
+
+def _write(
+    scheme: str,
+    host: str | None,
+    port: int | None,
+    database: str | None,
+    username: str | None,
+    password: str | SecretStr | None,
+    params: Mapping[str, object],
+) -> str:
+    secret = password.get_secret_value() if isinstance(password, SecretStr) else password
+    texts = {"scheme": scheme, "host": host, "database": database, "username": username, "password": secret}
+    for name, value in texts.items():
+        check_text(name, value)
     if not _SCHEME.fullmatch(scheme):
         raise ConfigError(f"scheme {scheme!r} is not one: write 'postgresql', 'mysql+mysqldb', 'sqlite' …")
     if password is not None and username is None:
         raise ConfigError("a password needs a username: pass username='…' as well")
-    secret = password.get_secret_value() if isinstance(password, SecretStr) else password
-    for name, value in (("username", username), ("password", secret)):
-        if value is not None and "\0" in value:
-            raise ConfigError(f"{name} contains a NUL character, which no database accepts")
-    options = dict(params)
+    options = {key: value for key, value in params.items() if value is not None}
     if host is not None and host.startswith("/"):
-        options["host"], host = host, None
+        is_mysql = scheme.startswith(("mysql", "mariadb"))
+        options["unix_socket" if is_mysql else "host"] = host
+        if port is not None and not is_mysql:
+            options["port"] = port
+        host = port = None
     user_info = ""
     if username is not None:
         user_info = quote(username, safe="")
         if secret is not None:
             user_info += ":" + quote(secret, safe="")
         user_info += "@"
-    url = f"{scheme}://{user_info}{_location(host, port)}/{_database(database)}"
-    return url + _query(options)
+    return f"{scheme}://{user_info}{_location(host, port)}/{_database(database)}{_query(options)}"
+
+
+def check_text(name: str, value: object) -> None:
+    """Refuse what is no text, or has characters that no database takes; never repeat the value.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    if value is None:
+        return
+    if not isinstance(value, str):
+        raise ConfigError(f"{name} must be a string, not {type(value).__name__}", name)
+    if "\0" in value:
+        raise ConfigError(f"{name} contains a NUL character, which no database accepts", name)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        problem = f"{name} has a character that UTF-8 cannot write (a lone surrogate)"
+    else:
+        return
+    raise ConfigError(problem, name)
 
 
 def _location(host: str | None, port: int | None) -> str:
-    if port is not None and not (isinstance(port, int) and 0 < port < 65536):
+    if port is not None and not (type(port) is int and 0 < port < 65536):
         raise ConfigError(f"port {port!r} is not a number from 1 to 65535")
     if host is None:
         if port is not None:
             raise ConfigError("a port needs a host: pass host='localhost' as well")
         return ""
     if ":" in host:
-        try:
-            host = f"[{ipaddress.IPv6Address(host.strip('[]'))}]"
-        except ValueError:
-            raise ConfigError(f"host {host!r} is not an IPv6 address; the port is an argument of its own") from None
+        host = f"[{_ipv6(host)}]"
     elif not _HOST.fullmatch(host):
         raise ConfigError(f"host {host!r} has characters that no host name has")
     return host if port is None else f"{host}:{port}"
+
+
+def _ipv6(host: str) -> str:
+    try:
+        address = ipaddress.IPv6Address(host.strip("[]"))
+    except ValueError:
+        raise ConfigError(f"host {host!r} is not an IPv6 address; the port is an argument of its own") from None
+    if address.scope_id is not None:
+        raise ConfigError(f"host {host!r} names a network interface, which libpq does not take: leave it out")
+    return str(address)
 
 
 def _database(database: str | None) -> str:
@@ -87,34 +137,46 @@ def _database(database: str | None) -> str:
     return database
 
 
-def _query(options: dict[str, object]) -> str:
+def _query(options: Mapping[str, object]) -> str:
     pairs = []
     for key, value in options.items():
-        text = str(value)
-        if not _OPTION.fullmatch(key) or "\0" in text:
-            raise ConfigError(f"query option {key!r} cannot be written in a URL")
-        pairs.append(f"{key}={quote(text, safe='')}")
+        if key.lower() in SECRET_OPTIONS:
+            raise ConfigError(f"{key} would be printed with the URL: use password='…' or a pass file")
+        if not _OPTION.fullmatch(key) or not isinstance(value, (str, int, float)):
+            raise ConfigError(f"query option {key!r} cannot be written in a URL: give a string or a number")
+        check_text(f"query option {key!r}", str(value))
+        pairs.append(f"{key}={quote(str(value), safe='')}")
     return "?" + "&".join(pairs) if pairs else ""
 
 
-def parse_url(text: str) -> tuple[URL, SecretStr | None]:
+def parse_url(given: str | URL) -> tuple[URL, str | None]:
     """Return the URL without its password, and the password.
 
     Raises:
-        ConfigError: the text is no URL, or carries a secret where SQLAlchemy would print it. The message
-            never repeats the text.
+        ConfigError: the text is no URL, says something else when it is written again, or carries a secret
+            where SQLAlchemy would print it. The message never repeats the text.
     """
     try:
-        url = make_url(text)
+        url = given if isinstance(given, URL) else make_url(given.strip())
     except (exc.ArgumentError, ValueError):
+        url = None
+    if url is None:
         raise ConfigError(
             "url does not parse: write scheme://user:password@host:port/database, and escape the parts with "
-            "build_secure_url()"
-        ) from None
+            "build_secure_url()",
+            "url",
+        )
+    password = None if url.password is None else str(url.password)
+    if password == "***":  # noqa: S105  # what str(URL) shows
+        raise ConfigError("url has the password ***: str(engine.url) hides it, take the URL object itself", "url")
     exposed = SECRET_OPTIONS.intersection(key.lower() for key in url.query)
     if exposed:
         raise ConfigError(
-            f"url carries {', '.join(sorted(exposed))} behind the '?': move it to password='…' or a pass file"
+            f"url carries {', '.join(sorted(exposed))} behind the '?': move it to password='…' or a pass file", "url"
         )
-    password = None if url.password is None else SecretStr(str(url.password))
-    return url._replace(password=None), password
+    if url.port is not None and not 0 < url.port < 65536:
+        raise ConfigError(f"url has the port {url.port}: ports are numbers from 1 to 65535", "url")
+    url = url._replace(password=None)
+    if make_url(url.render_as_string()) != url:
+        raise ConfigError("url has a part that cannot be written in a URL: give host, database, … by themselves", "url")
+    return url, password
