@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import difflib
+import os
 import re
 import tomllib
+import warnings
 from pathlib import Path
 from typing import Any
 
-from pydantic import SecretStr, ValidationError
+from pydantic import SecretStr, ValidationError, create_model
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from sqlspec.adapters import MySQLConfig, PostgreSQLConfig, SQLiteConfig
 from sqlspec.config import SyncDatabaseConfig
-from sqlspec.exceptions import ConfigError
+from sqlspec.exceptions import ConfigError, SQLSpecWarning
 
 __all__ = ["EnvironmentConfig", "read_toml"]
 
-_ADAPTERS: dict[str, type[SyncDatabaseConfig]] = {
+_ADAPTERS: dict[str, type[PostgreSQLConfig | MySQLConfig | SQLiteConfig]] = {
     scheme: config for config in (PostgreSQLConfig, MySQLConfig, SQLiteConfig) for scheme in config.schemes
 }
+# Where a variable is not called like the option of the config.
+_VARIABLES = {"database": "name", "username": "user"}
 
 
 class EnvironmentConfig(BaseSettings):
@@ -26,7 +31,7 @@ class EnvironmentConfig(BaseSettings):
 
     ``DB_URL``, or ``DB_HOST``, ``DB_PORT``, ``DB_NAME``, ``DB_USER``, ``DB_PASSWORD``; ``DB_SCHEME`` selects
     the database (default postgresql); ``DB_PASSWORD_FILE`` and ``DB_URL_FILE`` name files that hold the value;
-    pool options go by their names (``DB_POOL_SIZE``).
+    every other option of the config goes by its name (``DB_POOL_SIZE``, ``DB_TLS``).
     """
 
     model_config = SettingsConfigDict(extra="ignore", hide_input_in_errors=True, env_ignore_empty=True)
@@ -35,21 +40,11 @@ class EnvironmentConfig(BaseSettings):
     url: SecretStr | None = None
     url_file: Path | None = None
     host: str | None = None
-    port: int | None = None
+    port: str | None = None
     name: str | None = None
     user: str | None = None
     password: SecretStr | None = None
     password_file: Path | None = None
-
-    pool_size: int | None = None
-    max_overflow: int | None = None
-    pool_timeout: float | None = None
-    pool_recycle: int | None = None
-    pool_pre_ping: bool | None = None
-    connect_timeout: float | None = None
-    command_timeout: float | None = None
-    autocommit: bool | None = None
-    echo: bool | None = None
 
     @classmethod
     def from_env(cls, prefix: str = "DB_") -> SyncDatabaseConfig:
@@ -58,45 +53,81 @@ class EnvironmentConfig(BaseSettings):
         Raises:
             ConfigError: a variable cannot be used; the message names it, never its value.
         """
-        problem = None
-        try:
-            read = cls(_env_prefix=prefix)  # type: ignore[call-arg]  # an argument of BaseSettings, hidden from checkers
-        except ValidationError as error:
-            problem = "; ".join(
-                f"{prefix}{str(item['loc'][0]).upper()}: {item['msg']}"
-                for item in error.errors(include_url=False, include_input=False)
-            )
-        if problem is not None:
+        config, problem = cls._read(prefix)
+        if config is None:
+            # made here: the frames that hold passwords are not in its traceback
             raise ConfigError(problem)
-        return read._build(prefix)
+        return config
 
-    def _build(self, prefix: str) -> SyncDatabaseConfig:
+    @classmethod
+    def _read(cls, prefix: str) -> tuple[SyncDatabaseConfig | None, str]:
+        try:
+            read = cls(_env_prefix=prefix)  # type: ignore[call-arg]  # of BaseSettings, hidden from checkers
+            adapter = read._adapter(prefix)
+            options: Any = {
+                name: (str | None, None)
+                for name in adapter.model_fields
+                if name not in cls.model_fields and name not in {*_VARIABLES, "instrumentation"}
+            }
+            own: Any = create_model(cls.__name__, __base__=cls, **options)
+            known: EnvironmentConfig = own(_env_prefix=prefix)
+            _warn_of_strangers(prefix, {name.upper() for name in own.model_fields})
+            config = adapter(**known._values(prefix, list(options)))
+            missing = config.driver().missing()
+            return (config, "") if missing is None else (None, f"{prefix}*: {missing}")
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            return None, f"{prefix}{str(first['loc'][0]).upper()}: {first['msg']}"
+        except ConfigError as error:
+            field = error.field or "*"
+            reason = re.sub(rf"^(\w+Config: )?({re.escape(field)}: )?", "", str(error))
+            return None, f"{prefix}{_VARIABLES.get(field, field).upper()}: {reason}"
+
+    def _adapter(self, prefix: str) -> type[PostgreSQLConfig | MySQLConfig | SQLiteConfig]:
         url = self._secret("url", prefix)
-        adapter = _adapter(url.get_secret_value() if url else None, self.scheme)
+        scheme = url.get_secret_value().partition(":")[0].partition("+")[0].strip() if url else self.scheme
+        if url and self.scheme is not None and _ADAPTERS.get(self.scheme) is not _ADAPTERS.get(scheme or ""):
+            raise ConfigError("the scheme of the url is another: keep one", "scheme")
+        adapter = _ADAPTERS.get(scheme or "postgresql")
         if adapter is None:
-            raise ConfigError(f"{prefix}{'URL' if url else 'SCHEME'}: {_NO_ADAPTER}")
-        values: dict[str, Any] = {
+            raise ConfigError(_NO_ADAPTER, "url" if url else "scheme")
+        return adapter
+
+    def _values(self, prefix: str, options: list[str]) -> dict[str, Any]:
+        url, password = self._secret("url", prefix), self._secret("password", prefix)
+        place: dict[str, Any] = {
             "url": url.get_secret_value() if url else None,
             "host": self.host,
             "port": self.port,
             "database": self.name,
             "username": self.user,
-            "password": self._secret("password", prefix),
+            "password": password,
         }
-        if not any(value is not None for value in values.values()):
-            raise ConfigError(f"no variable names a database: set {prefix}URL, or {prefix}HOST and {prefix}NAME")
-        options = self.model_dump(exclude_none=True, include=set(SyncDatabaseConfig.model_fields) - set(values))
-        return adapter(**{key: value for key, value in values.items() if value is not None}, **options)
+        if all(value is None for value in place.values()):
+            raise ConfigError(f"none names a database: set {prefix}URL, or {prefix}HOST and {prefix}NAME")
+        values = place | {name: getattr(self, name) for name in options}
+        return {name: value for name, value in values.items() if value is not None}
 
     def _secret(self, field: str, prefix: str) -> SecretStr | None:
         value: SecretStr | None = getattr(self, field)
         path: Path | None = getattr(self, f"{field}_file")
         if path is None:
             return value
-        variable = f"{prefix}{field.upper()}"
         if value is not None:
-            raise ConfigError(f"{variable} and {variable}_FILE are both set: keep one")
-        return _read_secret(path, f"{variable}_FILE")
+            raise ConfigError(f"{prefix}{field.upper()} is set as well: keep one", f"{field}_file")
+        return _read_secret(path, f"{field}_file")
+
+
+def _warn_of_strangers(prefix: str, known: set[str]) -> None:
+    """Warn of variables that are not read, and look as if they were meant to be."""
+    for variable in os.environ:
+        name = variable.upper().removeprefix(prefix.upper())
+        if not variable.upper().startswith(prefix.upper()) or name in known:
+            continue
+        near = [_VARIABLES[name.lower()].upper()] if name.lower() in _VARIABLES else []
+        near = near or difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.8)
+        if near:
+            warnings.warn(f"{variable} is not read: did you mean {prefix}{near[0]}?", SQLSpecWarning, stacklevel=4)
 
 
 _NO_ADAPTER = f"there is no adapter for it; there are {', '.join(sorted(_ADAPTERS))}"
@@ -112,68 +143,97 @@ def read_toml(path: Path) -> dict[str, SyncDatabaseConfig]:
     Raises:
         ConfigError: the file does not parse, or a value cannot be used; the message names the line.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = tomllib.loads(text)
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} does not parse: {error}") from None
-    section = ""
-    if path.name == "pyproject.toml":
-        section = "tool.sqlspec."
-        content = content.get("tool", {}).get("sqlspec", {})
-    configs = {}
-    for name, table in content.items():
-        try:
-            configs[name] = _from_table(table)
-        except ConfigError as error:
-            place = _line_of(text, section + name, error.field)
-            problem, field = f"{path}{place}, [{section}{name}]: {error}", error.field
-            raise ConfigError(problem, field) from None
-    if not configs:
-        raise ConfigError(f"{path} describes no database: write a table such as [{section}primary] with a url")
+    configs, problem, field = _read_file(path)
+    if problem:
+        # made here: the frames that hold passwords are not in its traceback
+        raise ConfigError(problem, field)
     return configs
 
 
-def _from_table(table: Any) -> SyncDatabaseConfig:
+def _read_file(path: Path) -> tuple[dict[str, SyncDatabaseConfig], str, str | None]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        tables: Any = tomllib.loads(text)
+    except OSError as error:
+        return {}, f"{path}: {error.strerror}", None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return {}, f"{path} does not parse: {error}", None
+    section = ("tool", "sqlspec") if path.name == "pyproject.toml" else ()
+    for key in section:
+        tables = tables.get(key, {}) if isinstance(tables, dict) else {}
+    configs: dict[str, SyncDatabaseConfig] = {}
+    if isinstance(tables, dict):
+        for name, table in tables.items():
+            try:
+                configs[name] = _from_table(name, table)
+            except ConfigError as error:
+                line = _line_of(text, (*section, name), error.field)
+                return {}, f"{path}, line {line}, [{'.'.join((*section, name))}]: {error}", error.field
+    if not configs:
+        table_name = ".".join((*section, "primary"))
+        return {}, f"{path} describes no database: write a table such as [{table_name}] with a url", None
+    return configs, "", None
+
+
+def _from_table(name: str, table: Any) -> SyncDatabaseConfig:
+    if not name:
+        raise ConfigError("the name of a database must not be empty")
     if not isinstance(table, dict):
         raise ConfigError("a database is a table with the options of its config")
     values = dict(table)
+    for key in ("url", "scheme", *_FILES):
+        if key in values and not isinstance(values[key], str):
+            raise ConfigError(f"{key} must be a string", key)
     for key, field in _FILES.items():
         if key in values:
             if field in values:
                 raise ConfigError(f"{field} and {key} are both given: keep one", key)
-            values[field] = _read_secret(Path(str(values.pop(key))), key).get_secret_value()
+            values[field] = _read_secret(Path(values.pop(key)), key).get_secret_value()
     scheme = values.pop("scheme", None)
-    adapter = _adapter(values.get("url"), scheme)
+    written = values["url"].partition(":")[0].partition("+")[0].strip() if "url" in values else None
+    if scheme and written and _ADAPTERS.get(scheme) is not _ADAPTERS.get(written):
+        raise ConfigError("the scheme of the url is another: keep one", "scheme")
+    adapter = _ADAPTERS.get(written or scheme or "postgresql")
     if adapter is None:
-        raise ConfigError(_NO_ADAPTER, "url" if "url" in values else "scheme")
-    return adapter(**values)
+        raise ConfigError(_NO_ADAPTER, "url" if written else "scheme")
+    config = adapter(**values)
+    missing = config.driver().missing()
+    if missing is not None:
+        raise ConfigError(missing)
+    return config
 
 
-def _adapter(url: str | None, scheme: str | None) -> type[SyncDatabaseConfig] | None:
-    named = str(url).partition(":")[0].partition("+")[0] if url else scheme or "postgresql"
-    return _ADAPTERS.get(named)
-
-
-def _read_secret(path: Path, source: str) -> SecretStr:
+def _read_secret(path: Path, field: str) -> SecretStr:
     try:
-        return SecretStr(path.read_text(encoding="utf-8").rstrip("\r\n"))
+        return SecretStr(path.read_text(encoding="utf-8-sig").rstrip("\r\n"))
     except OSError as error:
-        raise ConfigError(f"{source}: {path}: {error.strerror}", source) from None
+        raise ConfigError(f"{field}: {path}: {error.strerror}", field) from None
     except UnicodeDecodeError:
-        raise ConfigError(f"{source}: {path} is not UTF-8 text", source) from None
+        raise ConfigError(f"{field}: {path} is not UTF-8 text", field) from None
 
 
-def _line_of(text: str, table: str, field: str | None) -> str:
-    """Return where a table, or a field in it, stands, as far as a look at the text tells."""
-    header = re.compile(rf"\s*\[\s*{re.escape(table)}\s*\]")
-    inside, found = False, ""
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.lstrip().startswith("["):
-            inside = header.match(line) is not None
-            found = f", line {number}" if inside else found
-        elif inside and field is not None and re.match(rf"\s*[\"']?{re.escape(field)}[\"']?\s*=", line):
-            return f", line {number}"
-    return found
+def _line_of(text: str, table: tuple[str, ...], field: str | None) -> int:
+    """Return the line where a table, or a field in it, begins: the first without which the parser misses it."""
+    lines = text.splitlines(keepends=True)
+    wanted, begins, complete = (table if field is None else (*table, field)), {table: 1}, 0
+    found: set[tuple[str, ...]] = set()
+    for number in range(1, len(lines) + 1):
+        try:
+            content: Any = tomllib.loads("".join(lines[:number]))
+        except tomllib.TOMLDecodeError:
+            # in the middle of a value of several lines
+            continue
+        for path in {table, wanted} - found:
+            if _has(content, path):
+                begins[path] = complete + 1
+                found.add(path)
+        complete = number
+    return begins.get(wanted, begins[table])
+
+
+def _has(content: Any, path: tuple[str, ...]) -> bool:
+    for key in path:
+        if not isinstance(content, dict) or key not in content:
+            return False
+        content = content[key]
+    return True

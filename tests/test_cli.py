@@ -36,6 +36,8 @@ def test_check_reports_every_configured_database(database: Database, tmp_path: P
             'username = "app"',
             f'password = "{PASSWORD}"',
         ]
+    else:
+        Path(str(config.database)).touch()
     path = tmp_path / "sqlspec.toml"
     path.write_text("[primary]\n" + "\n".join(lines))
     result = CliRunner().invoke(app, ["check", "--config", str(path), "--json"])
@@ -54,6 +56,7 @@ def test_check_reports_every_configured_database(database: Database, tmp_path: P
 
 def test_check_fails_where_a_database_is_down(tmp_path: Path) -> None:
     path = tmp_path / "sqlspec.toml"
+    (tmp_path / "a.db").touch()
     path.write_text(f'[up]\nurl = "sqlite:///{tmp_path / "a.db"}"\n[down]\nurl = "postgresql://u:hidden@127.0.0.1:1/d"')
     result = CliRunner().invoke(app, ["check", "--config", str(path), "--json"])
     assert result.exit_code == 1
@@ -62,6 +65,14 @@ def test_check_fails_where_a_database_is_down(tmp_path: Path) -> None:
     assert "refused" in down["error"]
     assert "hidden" not in result.output
     assert "down" in CliRunner().invoke(app, ["check", "--config", str(path)]).stdout
+
+
+def test_check_creates_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "sqlspec.toml"
+    path.write_text(f'[typo]\nurl = "sqlite:///{tmp_path / "ap.db"}"')
+    result = CliRunner().invoke(app, ["check", "--config", str(path), "--json"])
+    assert (result.exit_code, json.loads(result.stdout)[0]["error"]) == (1, f"there is no file {tmp_path / 'ap.db'}")
+    assert not (tmp_path / "ap.db").exists()
 
 
 def test_check_finds_its_config_and_explains_a_wrong_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import traceback
 from pathlib import Path
 
 import pytest
 
-from sqlspec import ConfigError, SQLSpec
+from sqlspec import ConfigError, EnvironmentConfig, SQLSpec, SQLSpecWarning
 from sqlspec.adapters import PostgreSQLConfig, SQLiteConfig
 
 
@@ -69,7 +70,19 @@ def test_in_pyproject_the_tables_stand_under_tool(tmp_path: Path) -> None:
             '[primary]\nscheme = "mariadb"\npassword_file = "/nowhere/secret"',
             r"line 3, .*password_file: /nowhere/secret: No such file",
         ),
-        ('primary = "postgresql://u:hidden@h/d"', r"a database is a table"),
+        ('primary = "postgresql://u:hidden@h/d"', r"line 1, \[primary\]: a database is a table"),
+        ('[a]\nscheme = ["x"]', r"line 2, \[a\]: scheme must be a string"),
+        ("[a]\nurl = 5", r"line 2, \[a\]: url must be a string"),
+        ('[a]\nscheme = "mysql"\ndatabase = "d"', r"line 1, \[a\]: MySQLConfig names no server"),
+        ('\n\n[a]\nurl = "postgresql+asyncpg://h/d"', r"line 3, \[a\]: asyncpg is asynchronous only"),
+        ('[a]\nurl = "sqlite:///x"\nscheme = "mysql"', r"line 3, \[a\]: the scheme of the url is another"),
+        ('["my db"]\nurl = "sqlite:///x"\npool_size = 0', r"line 3, \[my db\].*pool_size"),
+        ('a.url = "sqlite:///x"\na.pool_size = -1', r"line 2, \[a\].*pool_size"),
+        ('a = {url = "sqlite:///x", pool_size = -1}', r"line 1, \[a\].*pool_size"),
+        ('[a]\nurl = """\\\n  pool_size = 3"""\n\npool_size = 0', r"line 2, \[a\]"),
+        ('[a]\nurl = "sqlite:///x"\n[a.instrumentation]\npool_name = " "', r"line 3, \[a\].*pool_name: must be"),
+        ('[""]\nurl = "sqlite:///x"', r"line 1, .*must not be empty"),
+        ("[[a]]", r"line 1, \[a\]: a database is a table"),
         ("", "describes no database"),
     ],
 )
@@ -79,6 +92,82 @@ def test_errors_of_a_file_name_the_line_and_no_secret(tmp_path: Path, text: str,
     with pytest.raises(ConfigError, match=message) as caught:
         SQLSpec.from_toml(path)
     assert "hidden" not in str(caught.value)
+    assert "hidden" not in locals_of(caught.value)
+
+
+@pytest.mark.parametrize("text", ['tool = "x"', '[tool]\nsqlspec = "x"', "[[tool.sqlspec]]", "[tool.poetry]"])
+def test_a_pyproject_without_our_tables_is_told_what_to_write(tmp_path: Path, text: str) -> None:
+    (tmp_path / "pyproject.toml").write_text(text)
+    with pytest.raises(ConfigError, match=r"write a table such as \[tool.sqlspec.primary\]"):
+        SQLSpec.from_toml(tmp_path / "pyproject.toml")
+
+
+def locals_of(error: BaseException) -> str:
+    """Return what a traceback that shows locals would show of the library's own frames."""
+    frames = traceback.TracebackException.from_exception(error, capture_locals=True).stack
+    own = [str(frame.locals) for frame in frames if "test_environment" not in frame.filename]
+    assert own
+    assert error.__context__ is None
+    return " ".join(own)
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"HOST": "h", "POOL_SIZE": "-1"}, "APP_POOL_SIZE: Input should be greater"),
+        ({"HOST": "h", "PORT": "0"}, "APP_PORT: "),
+        ({"HOST": "h", "CONNECT_TIMEOUT": "nan"}, "APP_CONNECT_TIMEOUT: "),
+        ({"HOST": "h", "POOL_RESET_ON_RETURN": "bogus"}, "APP_POOL_RESET_ON_RETURN: "),
+        ({"HOST": "h", "TLS": "maybe"}, "APP_TLS: "),
+        ({"URL": "postgresql://u:hidden@h/d", "HOST": "h"}, r"APP_\*: .*host is given twice"),
+        ({"URL": "postgresql://u:hidden@h/d", "POOL_SIZE": "-1"}, "APP_POOL_SIZE: "),
+        ({"URL": "sqlite:///x", "SCHEME": "mysql"}, "APP_SCHEME: the scheme of the url is another"),
+        ({"SCHEME": "mysql", "NAME": "d"}, r"APP_\*: MySQLConfig names no server"),
+        ({"SCHEME": "oracle", "HOST": "h"}, "APP_SCHEME: there is no adapter"),
+        ({"HOST": "h", "PASSWORD_FILE": "/nowhere"}, "APP_PASSWORD_FILE: /nowhere: No such file"),
+        ({"HOST": "h", "PASSWORD": "hidden", "PASSWORD_FILE": "/nowhere"}, "APP_PASSWORD_FILE: APP_PASSWORD is set"),
+    ],
+)
+def test_errors_of_the_environment_name_the_variable_and_no_secret(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], message: str
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(f"APP_{name}", value)
+    with pytest.raises(ConfigError, match=message) as caught:
+        EnvironmentConfig.from_env("APP_")
+    assert "hidden" not in str(caught.value) + locals_of(caught.value)
+
+
+def test_every_option_goes_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "HOST": "h",
+        "TLS": "verify-full",
+        "TLS_CA": "/ca.pem",
+        "POOL_USE_LIFO": "1",
+        "POOL_RESET_ON_RETURN": "discard",
+        "APPLICATION_NAME": "shop",
+        "JIT": "off",
+        "COMMAND_TIMEOUT": "1.5",
+    }.items():
+        monkeypatch.setenv(f"APP_{name}", value)
+    config = EnvironmentConfig.from_env("APP_")
+    assert isinstance(config, PostgreSQLConfig)
+    assert (config.tls, config.tls_ca, config.pool_use_lifo, config.jit) == ("verify-full", "/ca.pem", True, False)
+    assert (config.pool_reset_on_return, config.application_name, config.command_timeout) == ("discard", "shop", 1.5)
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [("USERNAME", "USER"), ("DATABASE", "NAME"), ("POOL_SISE", "POOL_SIZE"), ("PASSWD", "PASSWORD")],
+)
+def test_a_variable_that_is_not_read_and_looks_like_one_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, variable: str, meant: str
+) -> None:
+    monkeypatch.setenv("APP_HOST", "h")
+    monkeypatch.setenv(f"APP_{variable}", "x")
+    with pytest.warns(SQLSpecWarning, match=f"APP_{variable} is not read: did you mean APP_{meant}") as caught:
+        EnvironmentConfig.from_env("APP_")
+    assert caught[0].filename == __file__
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

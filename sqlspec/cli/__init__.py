@@ -14,6 +14,12 @@ except ModuleNotFoundError as error:
 
 __all__ = ["app"]
 
-app = typer.Typer(name="sqlspec", help="Connections to databases, looked at from the shell.", no_args_is_help=True)
+app = typer.Typer(
+    name="sqlspec",
+    help="Connections to databases, looked at from the shell.",
+    no_args_is_help=True,
+    # locals hold passwords
+    pretty_exceptions_show_locals=False,
+)
 app.command()(check)
 app.command()(demo)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from sqlspec.adapters import driver_for
+from sqlspec.adapters import SQLiteConnectionConfig, driver_for
 from sqlspec.config import PoolConfig
 from sqlspec.exceptions import ConfigError
 from sqlspec.registry import SQLSpec
@@ -63,7 +63,7 @@ def _has_our_table(path: Path) -> bool:
         return "sqlspec" in tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {})
     except FileNotFoundError:
         return False
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} does not parse: {error}") from None
 
 
@@ -75,6 +75,10 @@ def _report(spec: SQLSpec, name: str, timeout: float) -> dict[str, Any]:
         report["pool"] = {
             field: getattr(config, field) for field in ("pool_size", "max_overflow", "pool_timeout", "pool_recycle")
         }
+    file = Path(config.parsed_url.database or "")
+    if isinstance(config, SQLiteConnectionConfig) and not config.in_memory and not file.exists():
+        # connecting would create it
+        return {**report, "error": f"there is no file {file}"}
     begin = time.monotonic()
     try:
         with spec.get_connection(name, timeout=timeout) as connection:
