@@ -259,6 +259,63 @@ def test_what_runs_outside_transactions_does_so_with_and_without_listeners(
         assert session.execute("SELECT count(*) FROM sqlite_master WHERE name = 'other'").scalar() == 0
 
 
+@pytest.mark.parametrize("database", ["sqlite", "postgresql", "psycopg"], indirect=True)
+def test_a_commit_that_fails_comes_out(spec: SQLSpec, database: Database, watched: bool) -> None:
+    with spec.get_session("primary") as session:
+        session.execute("DROP TABLE IF EXISTS children")
+        session.execute("CREATE TABLE children (parent INTEGER REFERENCES users (id) DEFERRABLE INITIALLY DEFERRED)")
+    session = spec.get_session("primary")
+    if database.name == "sqlite":
+        session.execute("PRAGMA foreign_keys = ON")
+    with pytest.raises(exc.IntegrityError) as caught, session:
+        session.execute("INSERT INTO children VALUES (99)")
+    assert not hasattr(caught.value, "__notes__")
+    assert spec.get_pool_stats("primary").checked_out == 0
+    with spec.get_session("primary") as session:
+        assert session.execute("SELECT count(*) FROM children").scalar() == 0
+        if database.name == "sqlite":
+            session.rollback()
+            session.execute("PRAGMA foreign_keys = ON")
+        session.execute("INSERT INTO children VALUES (99)")
+        with pytest.raises(exc.IntegrityError):
+            session.commit()
+        session.rollback()
+        assert session.execute("SELECT count(*) FROM children").scalar() == 0
+        session.execute("DROP TABLE children")
+
+
+@on_servers
+def test_a_commit_on_a_lost_connection_comes_out(spec: SQLSpec, database: Database, watched: bool) -> None:
+    with pytest.raises(exc.OperationalError) as caught, spec.get_session("primary") as session:
+        session.execute(INSERT, ("lost",))
+        database.server.end_connections()
+    assert caught.value.connection_invalidated
+    assert names(spec) == []
+
+
+@on_servers
+def test_a_rollback_that_fails_is_a_note_on_the_error_that_caused_it(spec: SQLSpec, database: Database) -> None:
+    with pytest.raises(RuntimeError, match="the first error") as caught, spec.get_session("primary") as session:
+        session.execute(INSERT, ("lost",))
+        database.server.end_connections()
+        raise RuntimeError("the first error")
+    assert "the rollback failed as well" in caught.value.__notes__[0]
+    assert names(spec) == []
+
+
+@pytest.mark.parametrize("database", ["sqlite", "mariadb"], indirect=True)
+def test_the_last_generated_key_is_known(spec: SQLSpec, database: Database) -> None:
+    with spec.get_session("primary") as session:
+        assert [session.execute(INSERT, (name,)).lastrowid for name in "ab"] == [1, 2]
+
+
+def test_begin_nested_under_autocommit_is_refused(spec: SQLSpec, watched: bool) -> None:
+    with spec.get_session("primary", autocommit=True) as session:
+        session.execute("SELECT 1")
+        with pytest.raises(exc.InvalidRequestError, match="autocommits"):
+            session.begin_nested()
+
+
 # -- parameters
 
 

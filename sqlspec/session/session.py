@@ -243,15 +243,16 @@ class Session:
 
     def _end(self, how: Literal["commit", "rollback"]) -> None:
         connection = self._connection
-        if connection is None:
-            if self._in_transaction:
-                try:
-                    self._driver.end(self._driver_connection, how)
-                except BaseException as error:  # noqa: BLE001  # always raised again
-                    self._fail(error)
-                self._in_transaction = False
-        elif connection.in_transaction():
+        failed = connection is not None and not connection.in_transaction() and connection.get_transaction() is not None
+        if connection is not None and (failed or connection.in_transaction()):
             getattr(connection, how)()
+        if self._in_transaction or (failed and connection is not None and not connection.invalidated):
+            # failed: a COMMIT did, and SQLAlchemy takes the transaction for ended; SQLite does not
+            try:
+                self._driver.end(self._driver_connection, how)
+            except BaseException as error:  # noqa: BLE001  # always raised again
+                self._fail(error)
+            self._in_transaction = False
         self._transactions += 1
         if connection is not None:
             self._living(connection)
