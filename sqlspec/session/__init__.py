@@ -1,6 +1,7 @@
 """Units of work on one connection: DB-API connections and sessions."""
 
 from sqlspec.session.connection import Connection, Cursor
-from sqlspec.session.session import Savepoint, Session
+from sqlspec.session.savepoint import Savepoint
+from sqlspec.session.session import Session
 
 __all__ = ["Connection", "Cursor", "Savepoint", "Session"]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Literal, NoReturn, Protocol, Self
 
-from sqlalchemy import Connection, Engine, Executable, NestedTransaction, Result, exc
+from sqlalchemy import Connection, Engine, Executable, Result, exc
 from sqlalchemy.pool import PoolProxiedConnection
 
 from sqlspec.adapters import Driver, TransactionOptions
@@ -15,8 +15,9 @@ from sqlspec.engine import adopt_transaction, borrow, discard
 from sqlspec.exceptions import PoolClosed
 from sqlspec.session.placeholders import PlaceholderError, Statement, bind, bind_rows
 from sqlspec.session.result import DriverResult, columns_of
+from sqlspec.session.savepoint import Savepoint
 
-__all__ = ["Savepoint", "Session", "Source"]
+__all__ = ["Session", "Source"]
 
 
 class Source(Protocol):
@@ -407,68 +408,3 @@ class Session:
             self.close()
         except Exception as second:  # noqa: BLE001  # the first error is the one to see
             error.add_note(f"sqlspec: the rollback failed as well: {type(second).__name__}: {second}")
-
-
-class Savepoint:
-    """Be a part of a transaction that can be undone by itself.
-
-    Leaving the ``with`` block keeps the part; an exception that leaves it undoes the part and goes on.
-    """
-
-    def __init__(self, session: Session, *, name: str = "", nested: NestedTransaction | None = None) -> None:
-        self._session = session
-        self._nested = nested
-        self._name = name
-        self._active = True
-        if nested is None:
-            session.execute(f"SAVEPOINT {name}")
-        self._transaction = session._transactions
-
-    def __repr__(self) -> str:
-        return f"<Savepoint of {self._session!r}, {'active' if self._active else 'ended'}>"
-
-    @property
-    def is_active(self) -> bool:
-        """Tell whether the savepoint has been neither released nor rolled back."""
-        return self._active
-
-    def commit(self) -> None:
-        """Keep what ran since the savepoint, as part of the transaction around it.
-
-        Raises:
-            sqlalchemy.exc.InvalidRequestError: it is rolled back or released, or its transaction has ended.
-        """
-        if not self._active:
-            raise exc.InvalidRequestError("this savepoint has been released or rolled back already")
-        self._finish("commit", f"RELEASE SAVEPOINT {self._name}")
-
-    def rollback(self) -> None:
-        """Undo what ran since the savepoint; the transaction around it goes on. Harmless when repeated."""
-        if self._active:
-            self._finish("rollback", f"ROLLBACK TO SAVEPOINT {self._name}")
-
-    def _finish(self, how: str, sql: str) -> None:
-        self._active = False
-        if self._session._transactions != self._transaction:
-            raise exc.InvalidRequestError(
-                "the transaction of this savepoint has ended: commit() and rollback() of the session end its savepoints"
-            )
-        if self._nested is not None:
-            getattr(self._nested, how)()
-        else:
-            self._session.execute(sql)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if error is None:
-            if self._active:
-                self.commit()
-            return
-        try:
-            self.rollback()
-        except Exception as second:  # noqa: BLE001  # the first error is the one to see
-            error.add_note(f"sqlspec: ROLLBACK TO SAVEPOINT failed as well: {type(second).__name__}: {second}")
