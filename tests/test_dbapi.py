@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import unittest
 import warnings
 from types import ModuleType, SimpleNamespace
@@ -37,6 +38,8 @@ def passes(driver: Any, arguments: dict[str, Any]) -> tuple[set[str], dict[str, 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the suite does what drivers warn about
         suite.run(result)
+        # connections that it left open go here, where Python may warn of them
+        gc.collect()
     troubled = {test._testMethodName: text for test, text in [*result.failures, *result.errors]}
     return names - troubled.keys(), troubled
 

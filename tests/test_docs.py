@@ -8,8 +8,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from sqlspec import SQLSpec
 
 ROOT = Path(__file__).parent.parent
 MISTAKES = ROOT / "docs" / "reference" / "mistakes.md"
@@ -40,12 +43,14 @@ def test_a_mistake_gets_the_message_on_the_page(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     before = dict(os.environ)
-    told = ""
+    told, names = "", dict[str, Any]()
     try:
-        exec(compile(code, "mistake", "exec"), {})  # noqa: S102  # our own page
+        exec(compile(code, "mistake", "exec"), names)  # noqa: S102  # our own page
     except Exception as error:
         told = f"{type(error).__name__}: {error}".splitlines()[0]
     finally:
+        for registry in [value for value in names.values() if isinstance(value, SQLSpec)]:
+            registry.close()
         os.environ.clear()
         os.environ.update(before)
     assert told == message
