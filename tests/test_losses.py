@@ -316,6 +316,16 @@ def test_begin_nested_under_autocommit_is_refused(spec: SQLSpec, watched: bool) 
             session.begin_nested()
 
 
+def test_a_long_session_does_not_keep_the_results_it_has_read(spec: SQLSpec, watched: bool) -> None:
+    with spec.get_session("primary") as session:
+        kept = [session.execute("SELECT 1") for _ in range(50)]
+        for _ in range(3000):
+            session.execute("SELECT 1").all()
+        session.execute(sa.select(sa.literal(1))).all()
+        assert len(session._results) <= 1050
+    assert all(result.closed for result in kept)
+
+
 # -- parameters
 
 

@@ -29,9 +29,10 @@ _NO_ROWS: Any = null_dml_result()._metadata
 class Columns:
     """Hold what results with the same columns share: SQLAlchemy's metadata, and its maker of rows."""
 
-    __slots__ = ("metadata", "names", "row_getter")
+    __slots__ = ("description", "metadata", "names", "row_getter")
 
     def __init__(self, names: list[str], dialect: Dialect, description: Any) -> None:
+        self.description = description
         self.names = names
         # As SQLAlchemy makes it for a statement in a string; of the context it asks no more than this.
         context = dialect.execution_ctx_cls.__new__(dialect.execution_ctx_cls)
@@ -45,10 +46,12 @@ def columns_of(statement: Statement, cursor: Any, dialect: Dialect) -> Columns |
     description = cursor.description
     if not description:
         return None
-    names = list(map(_NAME, description))
     columns: Columns | None = statement.columns
-    if columns is None or columns.names != names:
-        columns = statement.columns = Columns(names, dialect, description)
+    # the quick comparison first; some drivers put lengths of values into their descriptions
+    if columns is None or columns.description != description:
+        names = list(map(_NAME, description))
+        if columns is None or columns.names != names:
+            columns = statement.columns = Columns(names, dialect, description)
     return columns
 
 

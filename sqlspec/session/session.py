@@ -61,6 +61,7 @@ class Session:
     # Results whose cursors must not outlive the checkin; those of strings weakly, since most are read and
     # dropped long before.
     _results: list[Callable[[], Result[Any] | None]]
+    _results_limit = 1000
 
     def __init__(
         self,
@@ -170,9 +171,7 @@ class Session:
             self._follow(statement.controls)
         result = DriverResult(columns, cursor, self)
         if columns is not None:
-            self._results.append(weakref.ref(result))
-            if not len(self._results) % 1000:
-                self._forget_results()
+            self._note(weakref.ref(result))
         return result
 
     def _run_watched(self, statement: Statement, parameters: Any, many: bool) -> Result[Any]:
@@ -207,12 +206,15 @@ class Session:
 
     def _remember(self, result: Result[Any]) -> Result[Any]:
         if not result._soft_closed:
-            self._results.append(lambda: result)
+            self._note(lambda: result)
         return result
 
-    def _forget_results(self) -> None:
-        known = ((reference, reference()) for reference in self._results)
-        self._results = [reference for reference, result in known if result is not None and not result._soft_closed]
+    def _note(self, reference: Callable[[], Result[Any] | None]) -> None:
+        self._results.append(reference)
+        if len(self._results) > self._results_limit:
+            found = ((known, known()) for known in self._results)
+            self._results = [known for known, result in found if result is not None and not result._soft_closed]
+            self._results_limit = max(1000, 2 * len(self._results))
 
     def _fail(
         self, error: BaseException, cursor: Any = None, statement: str | None = None, parameters: Any = None
