@@ -101,11 +101,12 @@ PASSWORDS = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("scheme", ["postgresql", "postgresql+psycopg", "mysql"])
 @pytest.mark.parametrize("password", PASSWORDS)
-def test_a_password_appears_in_no_sink(password: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_password_appears_in_no_sink(password: str, scheme: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    url = build_secure_url("postgresql", "127.0.0.1", 1, "d", "u", password)
-    config = PostgreSQLConfig(url=url, echo=True)
+    url = build_secure_url(scheme, "127.0.0.1", 1, "d", "u", password)
+    config = (MySQLConfig if scheme == "mysql" else PostgreSQLConfig)(url=url, echo=True)
     assert config.reveal_password() == password
     engine = build_engine(config)
     with SQLSpec() as spec, pytest.raises(exc.OperationalError) as caught:
@@ -120,6 +121,8 @@ def test_a_password_appears_in_no_sink(password: str, caplog: pytest.LogCaptureF
     with pytest.raises(TypeError, match="from_env"):
         pickle.dumps(config)
     assert copy.deepcopy(config).reveal_password() == password
+    assert config.model_copy(update={"pool_size": 2}).reveal_password() == password
+    assert password not in config.model_dump_json() + repr(config.model_copy(update={"pool_size": 2}))
 
 
 def test_a_refused_config_shows_no_password_in_its_traceback() -> None:
