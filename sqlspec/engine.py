@@ -108,8 +108,13 @@ def _connect_through(engine: Engine, config: NoPoolSyncConfig, driver: Driver) -
         if connection is not None:
             connection.close()
         # The frames of a driver hold the password in their locals, and tracebacks may show locals.
+        parameters.clear()
         failure.__context__ = failure.__cause__ = None
-        raise failure.with_traceback(None)
+        try:
+            raise failure.with_traceback(None)
+        finally:
+            # the error holds this frame; it must not hold the error
+            del failure
 
     engine.dialect.connect = open_connection  # type: ignore[method-assign]  # one engine's dialect, see above
 
