@@ -107,6 +107,8 @@ def _connect_through(engine: Engine, config: NoPoolSyncConfig, driver: Driver) -
             return connection
         if connection is not None:
             connection.close()
+        elif isinstance(failure, TypeError):
+            failure = ConfigError(f"the driver does not take an option of the url: {failure}", "url")
         # The frames of a driver hold the password in their locals, and tracebacks may show locals.
         parameters.clear()
         failure.__context__ = failure.__cause__ = None
@@ -135,7 +137,7 @@ def borrow(
         record.record_info.pop(_OPTIONS, None)
         try:
             if options is not None:
-                driver.restore(connection)
+                driver.restore(connection, options)
             driver.set_autocommit(connection, driver.autocommit)
         except Exception as error:  # noqa: BLE001  # a connection that cannot be changed back is not used again
             record.invalidate(error)
@@ -184,8 +186,9 @@ def _transact_through(engine: Engine, driver: Driver) -> None:
 
     dialect: Any = engine.dialect
     dialect.do_begin = do_begin
-    dialect.do_commit = lambda connection: driver.end(_bare(connection), "commit")
-    dialect.do_rollback = lambda connection: driver.end(_bare(connection), "rollback")
+    if type(driver).end is not Driver.end:
+        dialect.do_commit = lambda connection: driver.end(_bare(connection), "commit")
+        dialect.do_rollback = lambda connection: driver.end(_bare(connection), "rollback")
     if driver.syntax == "sqlite":
         # pysqlite's own would leave another isolation_level on the connection than the config's
         set_level, reset_level = dialect.set_isolation_level, dialect.reset_isolation_level

@@ -34,7 +34,7 @@ class PooledConnectionManager:
         self._closed = False
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else "not used yet" if self._engine is None else self._engine.pool.status()
+        state = "closed" if self._closed else "not used yet" if self._engine is None else repr(self._engine.pool)
         return f"<PooledConnectionManager {self.name!r}, {state}>"
 
     @property
@@ -115,7 +115,7 @@ class PooledConnectionManager:
 
     def _connect_within(self, timeout: float, engine: Engine) -> PoolProxiedConnection:
         if not (isinstance(timeout, (int, float)) and 0 < timeout < threading.TIMEOUT_MAX):
-            raise ValueError(f"timeout={timeout!r}: give seconds above 0")
+            raise ConfigError(f"timeout={timeout!r}: give seconds above 0")
         deadline = time.monotonic() + timeout
         token = checkout_deadline.set(deadline)
         try:

@@ -79,9 +79,8 @@ class SQLSpec:
             ConfigError: the name is taken or empty, or the config names no database.
         """
         if not isinstance(config, NoPoolSyncConfig):
-            raise ConfigError(
-                f"register_config() takes a config such as PostgreSQLConfig(…), not {type(config).__name__}"
-            )
+            given = f"the class {config.__name__}" if isinstance(config, type) else type(config).__name__
+            raise ConfigError(f"register_config() takes a config such as PostgreSQLConfig(…), not {given}")
         if not isinstance(name, str) or not name or not name.isprintable():
             raise ConfigError("name must be a string of printable characters that is not empty")
         missing = driver_for(config).missing()
@@ -191,6 +190,8 @@ class SQLSpec:
                 )
 
     def __enter__(self) -> Self:
+        if self._closed:
+            raise PoolClosed("this registry is closed: make a new SQLSpec()")
         return self
 
     def __exit__(

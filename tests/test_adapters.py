@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import logging
+import socket
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from sqlalchemy import exc
 
-from sqlspec import ConfigError, ConnectionTimeout, SQLSpec
+from sqlspec import ConfigError, ConnectionTimeout, InstrumentationConfig, PoolClosed, PoolStats, SQLSpec
 from sqlspec.adapters import MySQLConfig, PostgreSQLConfig, SQLiteConfig, SQLiteConnectionConfig
 from sqlspec.adapters.driver import whole_seconds
 from sqlspec.config import NoPoolSyncConfig
 from sqlspec.pool import PrePing
 from tests.conftest import Database
+from tests.servers import PASSWORD
 
 on_postgresql = pytest.mark.parametrize("database", ["postgresql", "psycopg"], indirect=True)
 on_mariadb = pytest.mark.parametrize("database", ["mariadb"], indirect=True)
@@ -267,7 +270,112 @@ def test_a_password_that_cannot_be_sent_is_refused_without_showing_it(password: 
         assert password not in str(caught.value)
 
 
+def test_a_listener_may_give_the_password(database: Database) -> None:
+    if database.server is None:
+        pytest.skip("SQLite has no passwords")
+    with SQLSpec() as spec:
+        spec.register_config(database.config(password="wrong"))
+
+        def connect(dialect: Any, record: Any, arguments: Any, parameters: dict[str, Any]) -> None:
+            parameters["passwd" if database.name == "mariadb" else "password"] = PASSWORD
+
+        sa.event.listen(spec.get_engine(), "do_connect", connect)
+        with spec.get_session() as session:
+            assert session.execute("SELECT 1").scalar() == 1
+
+
+@pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)
+def test_an_option_of_the_url_that_the_driver_does_not_take_is_told(database: Database) -> None:
+    scheme = "mysql" if database.name == "mariadb" else "postgresql"
+    with SQLSpec() as spec:
+        spec.register_config(database.config(url=f"{scheme}://?nonsense=1"))
+        with pytest.raises((ConfigError, exc.DBAPIError), match="nonsense"), spec.get_session() as session:
+            session.execute("SELECT 1")
+
+
+@pytest.mark.parametrize("database", ["postgresql", "psycopg", "mariadb"], indirect=True)
+def test_connect_timeout_ends_the_wait_for_a_silent_server(database: Database) -> None:
+    with socket.socket() as silent, SQLSpec() as spec:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        spec.register_config(database.config(port=silent.getsockname()[1], connect_timeout=0.5))
+        begin = time.monotonic()
+        with pytest.raises(exc.OperationalError), spec.get_session() as session:
+            session.execute("SELECT 1")
+        # the default would be ten seconds
+        assert time.monotonic() - begin < 8.0
+
+
+# -- instrumentation
+
+
+def test_instrumentation_decides_what_is_logged(database: Database, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, logger="sqlalchemy.pool")
+    instrumentation = InstrumentationConfig(pool_name="shop-pool", log_statements=True, log_parameters=True)
+    for name, options in {"loud": {"instrumentation": instrumentation}, "quiet": {}}.items():
+        caplog.clear()
+        with SQLSpec() as spec:
+            spec.register_config(database.config(**options), name=name)
+            with spec.get_session(name) as session:
+                session.execute("SELECT ? AS x", ("a visible value",)).all()
+                with pytest.raises(exc.DBAPIError) as caught:
+                    session.execute("SELECT nowhere + ?", ("a visible value",))
+        assert ("a visible value" in caplog.text) == (name == "loud")
+        assert ("[parameters: " in str(caught.value)) == (name == "loud")
+        assert any(record.name.endswith("shop-pool" if name == "loud" else name) for record in caplog.records)
+
+
 # -- the pool
+
+
+@pytest.mark.parametrize("database", ["postgresql", "psycopg", "mariadb"], indirect=True)
+@pytest.mark.parametrize("switch", ["pool_pre_ping", "ping_on_checkout"])
+def test_without_a_ping_a_dead_connection_is_handed_out(database: Database, switch: str) -> None:
+    if switch == "ping_on_checkout" and database.name != "mariadb":
+        pytest.skip("it is an option of MySQL")
+    with SQLSpec() as spec:
+        spec.register_config(database.config(**{switch: False}))
+        spec.create_connection().close()
+        database.server.end_connections()
+        with pytest.raises(exc.OperationalError), spec.get_session() as session:
+            session.execute("SELECT 1")
+
+
+def test_pool_timeout_bounds_the_wait_for_a_connection(database: Database) -> None:
+    with SQLSpec() as spec:
+        spec.register_config(database.config(pool_size=1, max_overflow=0, pool_timeout=0.05))
+        with spec.get_connection(), pytest.raises(ConnectionTimeout, match=r"within 0\.05 s"):
+            spec.get_connection()
+
+
+@on_mariadb
+def test_autocommit_needs_no_rollback_at_checkin(database: Database) -> None:
+    with SQLSpec() as spec:
+        spec.register_config(database.config(autocommit=True, pool_size=1, max_overflow=0))
+        count = "SHOW SESSION STATUS LIKE 'Com_rollback'"
+        for _ in range(3):
+            with spec.get_engine().connect() as connection:
+                assert connection.exec_driver_sql(count).one()[1] == "0"
+
+
+def test_what_is_still_out_when_a_registry_closes_is_warned_of(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = SQLSpec()
+    spec.register_config(database.config(), name="shop")
+    held = spec.create_connection("shop")
+    spec.close()
+    assert "shop: 1 connections are still checked out" in caplog.text
+    held.close()
+    with pytest.raises(PoolClosed), spec:
+        pytest.fail("a closed registry was entered")
+
+
+def test_a_config_without_a_pool_has_empty_statistics(tmp_path: Path) -> None:
+    with SQLSpec() as spec:
+        spec.register_config(SQLiteConnectionConfig(database=str(tmp_path / "a.db")))
+        assert spec.get_pool_stats() == PoolStats(0, 0, 0, 0, 0)
+        assert spec.get_pool_stats().usage == 0.0
 
 
 def test_old_connections_are_replaced_and_the_last_used_comes_first(database: Database) -> None:

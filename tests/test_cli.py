@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ def test_the_demo_runs_to_its_end_and_loses_no_money() -> None:
     result = CliRunner().invoke(app, ["demo", "--seconds", "0.5", "--threads", "8"])
     assert result.exit_code == 0, result.output
     assert "10000 (it was 10000), threads that failed: 0" in result.output
-    assert "rollbacks" in result.output
+    for row in ("sessions", "commits", "rollbacks", "wait"):
+        assert row in result.output
 
 
 def test_a_wrong_option_of_the_demo_is_explained() -> None:
@@ -65,6 +67,25 @@ def test_check_fails_where_a_database_is_down(tmp_path: Path) -> None:
     assert "refused" in down["error"]
     assert "hidden" not in result.output
     assert "down" in CliRunner().invoke(app, ["check", "--config", str(path)]).stdout
+
+
+def test_the_version_is_told() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.output) == (0, f"sqlspec {version('sqlspec-pool')}\n")
+
+
+def test_on_a_narrow_terminal_check_prints_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.db").touch()
+    (tmp_path / "sqlspec.toml").write_text(
+        f'[shop]\nurl = "sqlite:///{tmp_path / "a.db"}"\n[gone]\nurl = "sqlite:///gone"'
+    )
+    monkeypatch.setenv("COLUMNS", "40")
+    result = CliRunner().invoke(app, ["check", "--config", str(tmp_path / "sqlspec.toml")])
+    assert result.output.startswith("shop: up, SQLite 3")
+    assert "gone: down, there is no file gone" in result.output
+    monkeypatch.setenv("COLUMNS", "120")
+    assert "│ shop" in CliRunner().invoke(app, ["check", "--config", str(tmp_path / "sqlspec.toml")]).output
+    assert "tool.sqlspec" in CliRunner().invoke(app, ["check", "--help"]).output
 
 
 def test_check_creates_no_file(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from sqlalchemy import exc
 
 from sqlspec import ConfigError, EnvironmentConfig, InstrumentationConfig, SQLSpec, SQLSpecWarning, build_secure_url
@@ -62,6 +63,72 @@ MISTAKES = [
 def test_a_mistake_is_refused_with_its_name_and_the_fix(mistake: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         mistake()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SQLiteConfig("app.db"), "options of SQLiteConfig have names: write database='app.db'"),
+        (lambda: SQLiteConfig(url="app.db"), "write sqlite:///app.db, or database="),
+        (lambda: SQLSpec().register_config(SQLiteConfig), "not the class SQLiteConfig"),
+        (lambda: MySQLConfig(url="mysql://h/d?client_flag=65536"), "client_flag, which would undo"),
+        (lambda: MySQLConfig(url="mysql://h/d?local_infile=1"), "local_infile, which would let the server read"),
+        (lambda: MySQLConfig(url="mysql://h/d?init_command=x"), "init_command"),
+        (lambda: MySQLConfig(url="mysql://h/d?multi_statements=1"), "multi_statements"),
+        (lambda: PostgreSQLConfig(url="postgresql://h/d?user=x", username="y"), "username is given twice"),
+        (lambda: PostgreSQLConfig(url="postgresql://h/d?application_name=x", application_name="y"), "given twice"),
+        (lambda: PostgreSQLConfig(url="postgresql://u:***@h/d"), "hides it"),
+        (lambda: PostgreSQLConfig(url="postgresql://h:0/d"), "port 0"),
+        (lambda: PostgreSQLConfig(url=5), "url must be a string"),
+        (lambda: PostgreSQLConfig(host="h\n"), "line break"),
+        (lambda: PostgreSQLConfig(command_timeout=1e9), "command_timeout"),
+        (lambda: build_secure_url("postgresql", "h", sslpassword="x"), "sslpassword would be printed"),
+        (lambda: build_secure_url("postgresql", "h", ssl=True), "give a string or a number"),
+        (lambda: build_secure_url("postgresql", "fe80::1%eth0"), "network interface"),
+        (lambda: build_secure_url("postgresql", 5), "host must be a string"),
+        (lambda: build_secure_url("postgresql", "h", username="\ud800"), "lone surrogate"),
+        (lambda: SQLSpec().register_config(PostgreSQLConfig(), name="a\nb"), "printable"),
+        (lambda: PostgreSQLConfig.model_validate([]), "made of a mapping"),
+        (lambda: PostgreSQLConfig.model_validate_json("{"), "not JSON"),
+    ],
+)
+def test_further_mistakes_are_told_as_well(make: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def test_what_is_none_is_left_out_of_a_url_and_sockets_go_behind_the_question_mark() -> None:
+    assert build_secure_url("postgresql", "h", database="d", sslmode=None) == "postgresql://h/d"
+    assert build_secure_url("postgresql", "/run/pg", 5433, "d") == "postgresql:///d?host=%2Frun%2Fpg&port=5433"
+    assert build_secure_url("mysql", "/run/my.sock", database="d") == "mysql:///d?unix_socket=%2Frun%2Fmy.sock"
+    url = build_engine(MySQLConfig(host="/run/my.sock")).url
+    assert (url.host, url.query["unix_socket"]) == (None, "/run/my.sock")
+    assert SQLiteConfig(database=Path("app.db")).database == "app.db"
+
+
+@pytest.mark.skipif(sa.__version__ >= "2.1", reason="SQLAlchemy 2.1 writes such a name so that it reads it again")
+def test_a_url_object_that_says_something_else_when_written_is_refused() -> None:
+    with pytest.raises(ConfigError, match="cannot be written in a URL"):
+        PostgreSQLConfig(url=sa.URL.create("postgresql", host="h", database="a?sslmode=disable"))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: PostgreSQLConfig.model_validate({"password": "hidden", "x": 1}),
+        lambda: PostgreSQLConfig.model_validate_json('{"password": "hidden", "x": 1}'),
+        lambda: PostgreSQLConfig().model_copy(update={"password": "hidden", "port": "h"}),
+        lambda: PostgreSQLConfig(url="postgresql://u:hidden@h/d", host="h"),
+        lambda: build_secure_url("postgresql", "h", 5, "a?b", "u", "hidden"),
+    ],
+)
+def test_no_frame_of_ours_shows_a_password(make: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make()
+    stack = traceback.TracebackException.from_exception(caught.value, capture_locals=True).stack
+    own = [str(frame.locals) for frame in stack if "test_config" not in frame.filename]
+    assert own
+    assert "hidden" not in " ".join(own) + str(caught.value)
 
 
 def test_a_config_cannot_be_changed() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import io
 import threading
@@ -191,6 +192,18 @@ def test_read_only_holds_for_every_transaction_of_the_session(spec: SQLSpec, wat
     assert names(spec) == []
 
 
+def test_read_only_refuses_tables_as_well(spec: SQLSpec, watched: bool) -> None:
+    with spec.get_session("primary", read_only=True) as session:
+        for _ in range(2):
+            with pytest.raises(exc.DBAPIError):
+                session.execute("CREATE TABLE forbidden (x INTEGER)")
+            session.rollback()
+    with spec.get_session("primary") as session:
+        session.execute("DROP TABLE IF EXISTS allowed")
+        session.execute("CREATE TABLE allowed (x INTEGER)")
+        session.execute("DROP TABLE allowed")
+
+
 @pytest.mark.parametrize("options", [{"read_only": True}, {"isolation_level": "SERIALIZABLE"}])
 def test_options_of_transactions_do_not_go_with_autocommit(spec: SQLSpec, options: Any) -> None:
     with pytest.raises(ConfigError, match="autocommit=True has none"):
@@ -226,6 +239,15 @@ def test_a_transaction_that_a_string_begins_or_ends_is_known(spec: SQLSpec, data
         session.execute(INSERT, ("undone",))
         raise RuntimeError
     assert names(spec, "single") == []
+    one = database.config(pool_size=1, max_overflow=0, autocommit=True)
+    spec.register_config(one, name="autocommit")
+    if watched:
+        sa.event.listen(spec.get_engine("autocommit"), "before_cursor_execute", lambda *_: None)
+    with pytest.raises(RuntimeError), spec.get_session("autocommit") as session:
+        session.execute("BEGIN")
+        session.execute(INSERT, ("undone",))
+        raise RuntimeError
+    assert names(spec, "autocommit") == []
     with pytest.raises(RuntimeError), spec.get_session("single") as session:
         session.execute(INSERT, ("kept",))
         session.execute("COMMIT")
@@ -363,6 +385,69 @@ def test_a_list_can_be_one_value(spec: SQLSpec, database: Database, watched: boo
     with spec.get_session("primary") as session:
         assert session.execute("SELECT ?", ([1, 2],)).scalar() == [1, 2]
         assert session.execute("SELECT ?", [[1, 2]]).scalar() == [1, 2]
+
+
+def test_no_rows_run_nothing(spec: SQLSpec, watched: bool) -> None:
+    with spec.get_session("primary") as session:
+        assert session.execute_many(INSERT, []).rowcount == 0
+        assert session.execute_many(sa.insert(USERS), []).rowcount == 0
+        session.execute_many(sa.insert(USERS), [{"name": "a"}, {"name": "b"}])
+        assert spec.get_pool_stats("primary").checked_out == 1
+        with pytest.raises(exc.ProgrammingError, match="takes rows"):
+            session.execute_many(INSERT, {"name": "a"})
+        with pytest.raises(exc.ResourceClosedError):
+            session.execute_many(INSERT, []).all()
+    with spec.get_connection("primary") as connection:
+        cursor = connection.cursor()
+        cursor.executemany(INSERT, [])
+        with pytest.raises(connection._dialect.loaded_dbapi.ProgrammingError, match="takes rows"):
+            cursor.executemany(INSERT, "ab")
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("fetch", ["all", "first", "fetchmany", "scalar"])
+def test_an_error_while_fetching_is_sqlalchemys(spec: SQLSpec, database: Database, fetch: str) -> None:
+    class Broken:
+        """A cursor whose rows cannot be had; a client-side cursor of a driver has them all, and never fails."""
+
+        description = (("id", None),)
+        rowcount = -1
+
+        def fetchone(self, *_: Any) -> Any:
+            raise psycopg2.OperationalError("no more")
+
+        fetchall = fetchmany = fetchone
+
+        def close(self) -> None:
+            raise psycopg2.InterfaceError("closed already")
+
+    import psycopg2
+
+    with spec.get_session("primary") as session:
+        result = session.execute("SELECT id FROM users")
+        result._cursor = Broken()
+        with pytest.raises(exc.OperationalError, match="no more"):
+            getattr(result, fetch)()
+
+
+def test_reprs_say_what_and_in_which_state(spec: SQLSpec) -> None:
+    with spec.get_session("primary") as session:
+        result = session.execute("SELECT 1 AS one")
+        assert repr(result) == "<DriverResult: one>"
+        assert repr(session).endswith("in transaction>")
+        assert "active" in repr(session.begin_nested())
+    assert repr(session).endswith("closed>")
+    with spec.get_connection("primary") as connection:
+        cursor = connection.cursor()
+        assert repr(cursor).startswith("<Cursor of <Connection on ")
+        assert {"description", "rowcount", "fetchall"} <= set(dir(cursor))
+        assert {"cursor", "age", "commit"} <= set(dir(connection))
+        for object_ in (session, connection, cursor):
+            with pytest.raises(TypeError, match="cannot be copied or pickled"):
+                copy.copy(object_)
+    assert "0 checked out, 1 checked in" in repr(spec._get_pool("primary"))
+    assert "1 checked in" in repr(spec._manager("primary"))
+    assert repr(spec) == "<SQLSpec primary>"
 
 
 # -- what the next borrower gets

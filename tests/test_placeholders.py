@@ -157,6 +157,17 @@ def test_what_a_statement_does_to_transactions_is_known_by_its_first_words(
     assert (statement.reads, statement.opens, statement.controls) == (reads, opens, controls)
 
 
+def test_a_statement_is_read_once() -> None:
+    sql = "SELECT 'read once', ?"
+    assert bind(sql, (1,), "mysql")[0] is bind(sql, (2,), "mysql")[0]
+
+
+def test_the_drivers_placeholder_on_sqlite_is_told() -> None:
+    with pytest.raises(PlaceholderError, match="write \\? instead of %s"):
+        bind("SELECT %s", (1,), "sqlite")
+    assert bind("SELECT 5 %s", (), "sqlite")[0].text == "SELECT 5 %s"
+
+
 @pytest.mark.parametrize("piece", ["/* license */ ", "/**/", "-- a\n", "((", "/*", "'", "E'\\", "$$", "%(", ":a", "\n"])
 @pytest.mark.parametrize("syntax", ["postgresql", "mysql", "sqlite"])
 def test_no_statement_takes_long_to_read(piece: str, syntax: Syntax) -> None:

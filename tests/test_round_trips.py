@@ -52,7 +52,8 @@ def test_a_savepoint_needs_two(count: Callable[..., int], database: Database) ->
 
 
 def test_a_read_only_session_on_postgresql_needs_none_more(count: Callable[..., int], database: Database) -> None:
-    more = 0 if database.name == "postgresql" else 1
+    # MySQL's DDL would end a read-only transaction: there the session itself is read-only, and again not
+    more = 0 if database.name == "postgresql" else 2
     plain = count(lambda session: session.execute("SELECT 1"))
     assert count(lambda session: session.execute("SELECT 1"), read_only=True) == plain + more
 

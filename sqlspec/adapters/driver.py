@@ -74,7 +74,7 @@ class Driver(ABC):
         """End the transaction that is open, also one that was begun by hand under autocommit."""
         getattr(connection, how)()
 
-    def restore(self, connection: Any) -> None:
+    def restore(self, connection: Any, options: TransactionOptions) -> None:
         """Undo what begin() left on the connection beyond its transaction."""
         return
 

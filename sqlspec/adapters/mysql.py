@@ -184,14 +184,16 @@ class MySQLClient(Driver):
     def begin(self, connection: Any, options: TransactionOptions | None) -> None:
         if options is None:
             return
-        # SET TRANSACTION holds for the next transaction only: nothing to undo
-        wanted = []
         if options.isolation_level is not None:
-            wanted.append(f"ISOLATION LEVEL {options.isolation_level}")
+            # for the next transaction only: nothing to undo
+            connection.query(f"SET TRANSACTION ISOLATION LEVEL {options.isolation_level}")
         if options.read_only:
-            wanted.append("READ ONLY")
-        if wanted:
-            connection.query("SET TRANSACTION " + ", ".join(wanted))
+            # for the session: for the next transaction only, it would let DDL through, which commits first
+            connection.query("SET SESSION TRANSACTION READ ONLY")
+
+    def restore(self, connection: Any, options: TransactionOptions) -> None:
+        if options.read_only:
+            connection.query("SET SESSION TRANSACTION READ WRITE")
 
     def set_autocommit(self, connection: Any, enabled: bool) -> None:
         if connection.get_autocommit() != enabled:

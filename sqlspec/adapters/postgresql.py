@@ -136,7 +136,7 @@ class _PostgreSQLDriver(Driver):
             if options.read_only:
                 self._set_read_only(connection, True)
 
-    def restore(self, connection: Any) -> None:
+    def restore(self, connection: Any, options: TransactionOptions) -> None:
         self._set_isolation_level(connection, None)
         self._set_read_only(connection, None)
 

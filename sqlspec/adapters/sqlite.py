@@ -25,11 +25,15 @@ class SQLiteConnectionConfig(NoPoolSyncConfig):
         isolation_level: how transactions begin: ``DEFERRED`` (also ``None``), ``IMMEDIATE`` (take the write
             lock at once), ``EXCLUSIVE``.
         check_same_thread: let a connection be used by the thread that opened it only.
-        journal_mode, synchronous, cache_size: the pragmas of these names.
+        journal_mode: the pragma of this name; ``WAL`` lets readers go on while somebody writes.
+        synchronous: the pragma of this name; with ``WAL``, ``NORMAL`` is safe against corruption.
+        cache_size: the pragma of this name: pages, or KiB where it is negative.
     """
 
     adapter: ClassVar[str] = "sqlite"
     schemes: ClassVar[frozenset[str]] = frozenset({"sqlite"})
+    _example: ClassVar[str] = "database='app.db'"
+    _url_example: ClassVar[str] = "sqlite:///app.db, or database='app.db'"
 
     check_same_thread: bool = False
     isolation_level: BeginMode | None = None
@@ -145,7 +149,7 @@ class SQLite3(Driver):
         if level is not None and not connection.in_transaction:
             connection.execute(f"BEGIN {level}")
 
-    def restore(self, connection: Any) -> None:
+    def restore(self, connection: Any, options: TransactionOptions) -> None:
         connection.execute("PRAGMA query_only = OFF")
 
     def server_version(self, connection: Any) -> str:

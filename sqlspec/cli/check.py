@@ -26,7 +26,9 @@ _YES_OR_NO: dict[bool | None, str] = {True: "yes", False: "no", None: ""}
 def check(
     config: Annotated[
         Path | None,
-        typer.Option(help="A TOML file; default: sqlspec.toml, [tool.sqlspec] in pyproject.toml, the environment."),
+        typer.Option(
+            help="A TOML file; default: sqlspec.toml, the tables tool.sqlspec.* in pyproject.toml, the environment."
+        ),
     ] = None,
     prefix: Annotated[str, typer.Option(help="How the environment's variables begin.")] = "DB_",
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for each database.")] = 5.0,
@@ -44,7 +46,7 @@ def check(
     if as_json:
         typer.echo(json.dumps(reports, indent=2))
     else:
-        Console().print(_table(reports))
+        _print(Console(), reports)
     raise typer.Exit(0 if all(report["ok"] for report in reports) else 1)
 
 
@@ -91,6 +93,15 @@ def _report(spec: SQLSpec, name: str, timeout: float) -> dict[str, Any]:
     except Exception as error:  # noqa: BLE001  # whatever it is, it is what the user asked for
         report["error"] = " ".join(f"{type(error).__name__}: {error}".split())
     return report
+
+
+def _print(out: Console, reports: list[dict[str, Any]]) -> None:
+    if out.width >= 80:
+        out.print(_table(reports))
+        return
+    for report in reports:
+        found = report.get("error") or f"{report['version']}, {report['latency_ms']} ms"
+        out.print(f"{report['name']}: {'up' if report['ok'] else 'down'}, {found}", markup=False)
 
 
 def _table(reports: list[dict[str, Any]]) -> Table:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import json
+import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
@@ -41,10 +43,16 @@ class _Frozen(BaseModel):
         validate_default=False,
     )
 
+    _example: ClassVar[str] = "name=value"
+
     # type checkers see the fields instead
     if not TYPE_CHECKING:
 
-        def __init__(self, **values: Any) -> None:
+        def __init__(self, *arguments: Any, **values: Any) -> None:
+            if arguments:
+                arguments = None
+                values.clear()
+                raise ConfigError(f"the options of {type(self).__name__} have names: write {self._example}")
             problem = field = None
             try:
                 super().__init__(**values)
@@ -64,7 +72,41 @@ class _Frozen(BaseModel):
         Raises:
             ConfigError: an option is unknown, out of range or contradicts another.
         """
-        return obj if isinstance(obj, cls) else cls(**obj)
+        if isinstance(obj, cls):
+            return obj
+        made, problem, field = cls._make(obj)
+        if made is None:
+            del obj
+            raise ConfigError(problem, field)
+        return made
+
+    @classmethod
+    def model_validate_json(cls, json_data: str | bytes | bytearray, **_: Any) -> Self:
+        """Return a config from a JSON object of its options.
+
+        Raises:
+            ConfigError: the text is no JSON object, or an option is unknown, out of range or contradicts another.
+        """
+        made, problem, field = cls._make(json_data)
+        if made is None:
+            del json_data
+            raise ConfigError(problem, field)
+        return made
+
+    @classmethod
+    def _make(cls, values: Any) -> tuple[Self | None, str, str | None]:
+        """Return a config, or what is wrong: raised by the caller, whose frame holds no password."""
+        if isinstance(values, (str, bytes, bytearray)):
+            try:
+                values = json.loads(values)
+            except ValueError as error:
+                return None, f"{cls.__name__}: the text is not JSON: {error}", None
+        if not isinstance(values, Mapping):
+            return None, f"{cls.__name__} is made of a mapping of options", None
+        try:
+            return cls(**values), "", None
+        except ConfigError as error:
+            return None, str(error), error.field
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in type(self).model_fields:
@@ -81,7 +123,11 @@ class _Frozen(BaseModel):
         """
         if not update:
             return super().model_copy(deep=deep)
-        return type(self)(**{**{name: getattr(self, name) for name in self.model_fields_set}, **update})
+        made, problem, field = self._make({name: getattr(self, name) for name in self.model_fields_set} | dict(update))
+        if made is None:
+            del update
+            raise ConfigError(problem, field)
+        return made
 
 
 class InstrumentationConfig(_Frozen):
@@ -91,8 +137,8 @@ class InstrumentationConfig(_Frozen):
         pool_name: the name of the pool in logs and metrics; default: the name of the config.
         log_parameters: show bound values in statement logs and error messages. Off, since values are data.
         log_statements: write the statements of sessions and engines to the log of ``sqlalchemy.engine``, like ``echo``.
-        slow_statement_seconds: log statements that take at least this long.
-        slow_checkout_seconds: log checkouts that wait at least this long.
+        slow_statement_seconds: from when on telemetry calls a statement slow. So far nothing reads it.
+        slow_checkout_seconds: from when on telemetry calls a checkout slow. So far nothing reads it.
     """
 
     pool_name: str | None = Field(
@@ -126,6 +172,10 @@ class NoPoolSyncConfig(_Frozen):
 
     adapter: ClassVar[str] = ""
     schemes: ClassVar[frozenset[str]] = frozenset()
+    _example: ClassVar[str] = "host='…', database='…'"
+    _url_example: ClassVar[str] = (
+        "scheme://user:password@host:port/database, and escape the parts with build_secure_url()"
+    )
 
     url: str | None = None
     host: str | None = None
@@ -145,11 +195,13 @@ class NoPoolSyncConfig(_Frozen):
     @model_validator(mode="before")
     @classmethod
     def _take_the_url_apart(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("database"), os.PathLike):
+            values = {**values, "database": os.fspath(values["database"])}
         if not isinstance(values, dict) or values.get("url") is None:
             return values
         if not isinstance(values["url"], (str, URL)):
             raise ConfigError(f"url must be a string, not {type(values['url']).__name__}")
-        url, password = parse_url(values["url"])
+        url, password = parse_url(values["url"], cls._url_example)
         scheme = url.drivername.split("+")[0]
         if cls.schemes and scheme not in cls.schemes:
             raise ConfigError(f"url is of a {scheme} database: {cls.__name__} takes {_alternatives(cls.schemes)}://")

@@ -142,14 +142,14 @@ def _query(options: Mapping[str, object]) -> str:
     for key, value in options.items():
         if key.lower() in SECRET_OPTIONS:
             raise ConfigError(f"{key} would be printed with the URL: use password='…' or a pass file")
-        if not _OPTION.fullmatch(key) or not isinstance(value, (str, int, float)):
+        if not _OPTION.fullmatch(key) or type(value) not in {str, int, float}:
             raise ConfigError(f"query option {key!r} cannot be written in a URL: give a string or a number")
         check_text(f"query option {key!r}", str(value))
         pairs.append(f"{key}={quote(str(value), safe='')}")
     return "?" + "&".join(pairs) if pairs else ""
 
 
-def parse_url(given: str | URL) -> tuple[URL, str | None]:
+def parse_url(given: str | URL, example: str) -> tuple[URL, str | None]:
     """Return the URL without its password, and the password.
 
     Raises:
@@ -161,11 +161,7 @@ def parse_url(given: str | URL) -> tuple[URL, str | None]:
     except (exc.ArgumentError, ValueError):
         url = None
     if url is None:
-        raise ConfigError(
-            "url does not parse: write scheme://user:password@host:port/database, and escape the parts with "
-            "build_secure_url()",
-            "url",
-        )
+        raise ConfigError(f"url does not parse: write {example}", "url")
     password = None if url.password is None else str(url.password)
     if password == "***":  # noqa: S105  # what str(URL) shows
         raise ConfigError("url has the password ***: str(engine.url) hides it, take the URL object itself", "url")

@@ -79,6 +79,10 @@ class DeadlinePool(QueuePool):
         # Tells close() that a connection ended; guards nothing else.
         self._ended = threading.Condition()
 
+    def __repr__(self) -> str:
+        state = "closed" if self._pool.closed else f"{self.checkedout()} checked out, {self.checkedin()} checked in"
+        return f"<{type(self).__name__} of {self.size()} + {self._max_overflow}, {state}>"
+
     @property
     def _timeout(self) -> float:
         deadline = checkout_deadline.get()

@@ -32,4 +32,4 @@ class PoolStats:
     @property
     def usage(self) -> float:
         """Return the share of ``size`` that is checked out; above 1 in overflow."""
-        return self.checked_out / self.size
+        return self.checked_out / self.size if self.size else 0.0

@@ -7,7 +7,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, NoReturn, Self, cast
 
 from sqlalchemy.engine import Dialect
 from sqlalchemy.pool import PoolProxiedConnection
@@ -15,7 +15,7 @@ from sqlalchemy.pool import PoolProxiedConnection
 from sqlspec.adapters import Driver
 from sqlspec.engine import borrow, discard
 from sqlspec.exceptions import SQLSpecWarning
-from sqlspec.session.placeholders import PlaceholderError, Statement, bind, bind_rows
+from sqlspec.session.placeholders import PlaceholderError, Statement, bind, bind_rows, rows_of
 
 __all__ = ["Connection", "Cursor"]
 
@@ -48,6 +48,12 @@ class Connection:
     def __repr__(self) -> str:
         state = "closed" if self._closed else "in transaction" if self._open else "idle"
         return f"<Connection on {self._driver.name}, {state}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a connection cannot be copied or pickled: get another one from the registry")
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *(name for name in dir(self._connection) if not name.startswith("_"))})
 
     # -- facts
 
@@ -266,6 +272,15 @@ class Cursor:
         object.__setattr__(self, "_connection", connection)
         object.__setattr__(self, "_cursor", cursor)
 
+    def __repr__(self) -> str:
+        return f"<Cursor of {self._connection!r}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a cursor cannot be copied or pickled")
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *(name for name in dir(self._cursor) if not name.startswith("_"))})
+
     @property
     def connection(self) -> Connection:
         """Return the connection that made this cursor."""
@@ -283,7 +298,14 @@ class Cursor:
 
     def executemany(self, statement: str, rows: Iterable[Any], **options: Any) -> Self:
         """Run one statement once for each row of parameters; further options are the driver's."""
-        sets = list(rows)
+        try:
+            sets = rows_of(rows)
+        except PlaceholderError as error:
+            problem = str(error)
+        else:
+            problem = ""
+        if problem:
+            raise self._connection._refusal(problem)
         if not sets:
             self._run(Statement(statement, opens=False, reads=True), self._cursor.executemany, sets, **options)
             return self

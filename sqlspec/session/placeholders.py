@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from sqlspec.adapters.driver import Syntax
 
-__all__ = ["PlaceholderError", "Statement", "bind", "bind_rows", "prepare"]
+__all__ = ["PlaceholderError", "Statement", "bind", "bind_rows", "prepare", "rows_of"]
 
 Style = Literal["none", "positional", "named"]
 
@@ -113,7 +113,7 @@ def prepare(sql: str, syntax: Syntax, style: Style) -> Statement:
 
 def _translate(sql: str, syntax: Syntax, style: Style) -> Statement:
     found = _find(sql, syntax)
-    kinds = {kind for kind, _, _, _ in found}
+    kinds = {kind for kind, _, _, _ in found if kind != "percent" or syntax != "sqlite"}
     if syntax == "sqlite" and kinds & {"numbered", "other"}:
         # sqlite3 has more ways to name a parameter, ?1, @name and $name: it counts by itself
         return Statement(_undouble(sql, found))
@@ -219,11 +219,27 @@ def bind(sql: str, parameters: Any, syntax: Syntax) -> tuple[Statement, Any]:
         raise PlaceholderError(
             _rows_instead(parameters)
             or f"the statement has {count} placeholders and {len(parameters)} values were given"
+            + (": write ? instead of %s" if syntax == "sqlite" and "%s" in sql else "")
         )
     # elsewhere a list may be one value, such as an array
-    if syntax == "sqlite" and parameters and type(parameters[0]) in _ROWS and (hint := _rows_instead(parameters)):
-        raise PlaceholderError(hint)
+    if syntax == "sqlite" and len(parameters) > 1 and type(parameters[0]) in _ROWS:
+        hint = _rows_instead(parameters)
+        if hint:
+            raise PlaceholderError(hint)
     return statement, (parameters if count != 0 else None)
+
+
+def rows_of(rows: Iterable[Any]) -> list[Any]:
+    """Return rows of parameters as a list.
+
+    Raises:
+        PlaceholderError: it is one row, or none at all.
+    """
+    if isinstance(rows, (Mapping, str, bytes)) or not isinstance(rows, Iterable):
+        raise PlaceholderError(
+            f"execute_many() takes rows, a list of tuples or of mappings, not a {type(rows).__name__}"
+        )
+    return list(rows)
 
 
 def bind_rows(sql: str, rows: list[Any], syntax: Syntax) -> tuple[Statement, list[Any]]:

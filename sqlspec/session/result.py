@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 else:
     _Rows = IteratorResult
 
-__all__ = ["DriverResult", "columns_of"]
+__all__ = ["DriverResult", "NoCursor", "columns_of"]
 
 _NAME = operator.itemgetter(0)
 # the metadata of a statement without rows: every use of them raises SQLAlchemy's ResourceClosedError
@@ -53,6 +53,17 @@ def columns_of(statement: Statement, cursor: Any, dialect: Dialect) -> Columns |
         if columns is None or columns.names != names:
             columns = statement.columns = Columns(names, dialect, description)
     return columns
+
+
+class NoCursor:
+    """Stand for the cursor of a statement that did not run, since it had no rows of parameters."""
+
+    description = None
+    rowcount = 0
+    lastrowid = None
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 class Owner(Protocol):
@@ -92,6 +103,10 @@ class DriverResult(_Rows):
             self.returns_rows = True
             self._metadata = columns.metadata
             self._row_getter = columns.row_getter  # type: ignore[misc]  # memoized, and this is its value
+
+    def __repr__(self) -> str:
+        columns = ", ".join(self.keys()) if self.returns_rows else "no rows"
+        return f"<DriverResult: {columns}{', closed' if self._soft_closed else ''}>"
 
     @property
     def rowcount(self) -> int:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any, Literal, NoReturn, Protocol, Self
+from typing import Any, Literal, NoReturn, Protocol, Self, overload
 
-from sqlalchemy import Connection, Engine, Executable, Result, exc
+from sqlalchemy import Connection, CursorResult, Engine, Executable, Result, exc
 from sqlalchemy.pool import PoolProxiedConnection
 
 from sqlspec.adapters import Driver, TransactionOptions
 from sqlspec.engine import adopt_transaction, borrow, discard
 from sqlspec.exceptions import PoolClosed
-from sqlspec.session.placeholders import PlaceholderError, Statement, bind, bind_rows
-from sqlspec.session.result import DriverResult, columns_of
+from sqlspec.session.placeholders import PlaceholderError, Statement, bind, bind_rows, rows_of
+from sqlspec.session.result import DriverResult, NoCursor, columns_of
 from sqlspec.session.savepoint import Savepoint
 
 __all__ = ["Session", "Source"]
@@ -54,6 +54,7 @@ class Session:
     # whether there is a transaction, and _in_transaction is False.
     _connection: Connection | None = None
     _in_transaction = False
+    _by_hand = False
     _closed = False
     _echo = False
     _savepoints = 0
@@ -83,6 +84,9 @@ class Session:
         state = "closed" if self._closed else "in transaction" if self.in_transaction else "idle"
         return f"<Session on {self._driver.name}, {state}>"
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a session cannot be copied or pickled: it is bound to its connection")
+
     @property
     def in_transaction(self) -> bool:
         """Tell whether statements have run that are not yet committed or rolled back."""
@@ -90,7 +94,13 @@ class Session:
 
     # -- statements
 
-    def execute(self, statement: str | Executable, parameters: Any = None) -> Result[Any]:
+    @overload
+    def execute(self, statement: str, parameters: Any = None) -> DriverResult: ...
+
+    @overload
+    def execute(self, statement: Executable, parameters: Any = None) -> CursorResult[Any]: ...
+
+    def execute(self, statement: str | Executable, parameters: Any = None) -> Any:
         """Run one statement with one set of parameters.
 
         Strings take ``?`` with a sequence and ``:name`` with a mapping on every database.
@@ -112,18 +122,26 @@ class Session:
             return self._run(prepared, values, many=False)
         return self._refuse(problem, statement, parameters)
 
-    def execute_many(self, statement: str | Executable, rows: Iterable[Any]) -> Result[Any] | None:
-        """Run one statement once for each row of parameters; no rows, nothing happens.
+    @overload
+    def execute_many(self, statement: str, rows: Iterable[Any]) -> DriverResult: ...
+
+    @overload
+    def execute_many(self, statement: Executable, rows: Iterable[Any]) -> CursorResult[Any] | DriverResult: ...
+
+    def execute_many(self, statement: str | Executable, rows: Iterable[Any]) -> Any:
+        """Run one statement once for each row of parameters; without rows nothing runs, and rowcount is 0.
 
         Raises:
             sqlalchemy.exc.DBAPIError: as SQLAlchemy itself would raise it.
         """
-        sets = list(rows)
-        if not sets:
-            return None
-        if not isinstance(statement, str):
-            return self._remember(self.connection().execute(statement, sets))
+        sets: list[Any] = []
         try:
+            sets = rows_of(rows)
+            if not sets:
+                self._require_open()
+                return DriverResult(None, NoCursor(), self)
+            if not isinstance(statement, str):
+                return self._remember(self.connection().execute(statement, sets))
             prepared, values = bind_rows(statement, sets, self._driver.syntax)
         except PlaceholderError as error:
             problem = str(error)
@@ -134,9 +152,9 @@ class Session:
             return self._run(prepared, values, many=True)
         return self._refuse(problem, statement, sets)
 
-    def _refuse(self, problem: str, sql: str, parameters: Any) -> NoReturn:
+    def _refuse(self, problem: str, sql: Any, parameters: Any) -> NoReturn:
         origin = self._engine.dialect.loaded_dbapi.ProgrammingError(problem)
-        raise exc.ProgrammingError(sql, parameters, origin, hide_parameters=self._engine.hide_parameters)
+        raise exc.ProgrammingError(str(sql), parameters, origin, hide_parameters=self._engine.hide_parameters)
 
     def _run(self, statement: Statement, parameters: Any, *, many: bool) -> Result[Any]:
         connection = self._connection
@@ -199,7 +217,10 @@ class Session:
         """Know of a transaction that a statement in a string began or ended."""
         if control == "end":
             self._end("commit")
-        elif self._connection is None:
+            return
+        # under autocommit SQLAlchemy takes it that there is nothing to roll back
+        self._by_hand = self._autocommit
+        if self._connection is None:
             self._in_transaction = True
         elif not self._connection.in_transaction():
             adopt_transaction(self._connection)
@@ -249,13 +270,14 @@ class Session:
         failed = connection is not None and not connection.in_transaction() and connection.get_transaction() is not None
         if connection is not None and (failed or connection.in_transaction()):
             getattr(connection, how)()
-        if self._in_transaction or (failed and connection is not None and not connection.invalidated):
+        lost = connection is not None and connection.invalidated
+        if self._in_transaction or ((failed or self._by_hand) and not lost):
             # failed: a COMMIT did, and SQLAlchemy takes the transaction for ended; SQLite does not
             try:
                 self._driver.end(self._driver_connection, how)
             except BaseException as error:  # noqa: BLE001  # always raised again
                 self._fail(error)
-            self._in_transaction = False
+        self._in_transaction = self._by_hand = False
         self._transactions += 1
         if connection is not None:
             self._living(connection)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, assert_type
 
 import sqlalchemy as sa
 from pydantic import SecretStr
-from sqlalchemy import Engine, Result, Row
+from sqlalchemy import CursorResult, Engine, Result, Row
 
 from sqlspec import (
     ConfigError,
@@ -23,6 +24,7 @@ from sqlspec import (
 )
 from sqlspec.adapters import MySQLConfig, PostgreSQLConfig, SQLiteConfig, SQLiteConnectionConfig
 from sqlspec.config import NoPoolSyncConfig, SyncDatabaseConfig
+from sqlspec.session.result import DriverResult
 
 
 def registry() -> None:
@@ -44,15 +46,19 @@ def registry() -> None:
 def sessions(spec: SQLSpec) -> None:
     with spec.get_session("primary", timeout=2.0, read_only=True, isolation_level="SERIALIZABLE") as session:
         assert_type(session, Session)
-        assert_type(session.execute("SELECT ?", (1,)), Result[Any])
-        assert_type(session.execute(sa.text("SELECT 1")), Result[Any])
+        assert_type(session.execute("SELECT ?", (1,)), DriverResult)
+        result: Result[Any] = session.execute("SELECT ?", (1,))
+        assert_type(result.all(), Sequence[Row[Any]])
+        assert_type(session.execute("SELECT 1").rowcount, int)
+        assert_type(session.execute("SELECT 1").lastrowid, Any)
+        assert_type(session.execute(sa.text("SELECT 1")), CursorResult[Any])
         assert_type(session.execute("SELECT 1").scalar(), Any | None)
-        assert_type(session.execute_many("INSERT INTO users VALUES (?)", [(1,)]), Result[Any] | None)
+        assert_type(session.execute_many("INSERT INTO users VALUES (?)", [(1,)]), DriverResult)
         assert_type(session.connection(), sa.Connection)
         with session.begin_nested() as savepoint:
             assert_type(savepoint, Savepoint)
             savepoint.rollback()
-        session.execute(42)  # type: ignore[arg-type]  # neither a string nor an executable
+        session.execute(42)  # type: ignore[call-overload]  # neither a string nor an executable
 
 
 def rows(session: Session) -> None:
