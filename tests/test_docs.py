@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from sqlspec import SQLSpec
+from sqlspec import InstrumentationConfig, SQLSpec
+from sqlspec.adapters import MySQLConfig, PostgreSQLConfig, SQLiteConfig, SQLiteConnectionConfig
 
 ROOT = Path(__file__).parent.parent
 MISTAKES = ROOT / "docs" / "reference" / "mistakes.md"
@@ -78,3 +79,14 @@ def test_every_block_of_the_source_document_has_its_tests_or_waits_for_a_capabil
 def _functions(path: Path) -> set[str]:
     tree = ast.parse(path.read_text("utf-8"))
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}
+
+
+@pytest.mark.parametrize(
+    "config", [PostgreSQLConfig, MySQLConfig, SQLiteConfig, SQLiteConnectionConfig, InstrumentationConfig]
+)
+def test_the_page_of_configs_has_every_option_with_its_default(config: Any) -> None:
+    page = (ROOT / "docs" / "reference" / "configs.md").read_text("utf-8")
+    options = dict(re.findall(r"^\| `(\w+)` \| .* \| `([^`]+)` \|$", page, re.MULTILINE))
+    for name, field in config.model_fields.items():
+        default = "InstrumentationConfig()" if name == "instrumentation" else repr(field.default)
+        assert options.get(name) == default, name
