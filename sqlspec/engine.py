@@ -21,7 +21,7 @@ __all__ = ["adopt_transaction", "borrow", "build_engine", "discard"]
 
 _logger = logging.getLogger("sqlspec")
 
-# In the record_info of a connection, until its checkin: the options of its transactions, and, for a moment, that
+# In the record_info of a connection: the options of its borrower's transactions, and, for a moment, that
 # the transaction that SQLAlchemy is told to begin is there already.
 _OPTIONS = "sqlspec_options"
 _BEGUN = "sqlspec_begun"
@@ -144,7 +144,8 @@ def borrow(
 
     record.finalize_callback.append(give_back)
     if options is not None:
-        record.record_info[_OPTIONS] = options
+        # with the connection that they are for: its place in the pool may get another one
+        record.record_info[_OPTIONS] = (proxy.dbapi_connection, options)
     try:
         driver.set_autocommit(proxy.dbapi_connection, autocommit)
     except BaseException:
@@ -162,11 +163,11 @@ def discard(proxy: PoolProxiedConnection) -> None:
 def adopt_transaction(connection: Connection) -> None:
     """Let SQLAlchemy's connection know of a transaction without sending anything."""
     info: Any = connection.connection.record_info
-    info[_BEGUN] = True
     try:
+        info[_BEGUN] = True
         connection.begin()
     finally:
-        del info[_BEGUN]
+        info.pop(_BEGUN, None)
 
 
 def _bare(connection: Any) -> Any:
@@ -181,8 +182,9 @@ def _transact_through(engine: Engine, driver: Driver) -> None:
 
     def do_begin(connection: Any) -> None:
         info = connection.record_info or {}
+        borrowed, options = info.get(_OPTIONS, (None, None))
         if _BEGUN not in info:
-            driver.begin(connection.dbapi_connection, info.get(_OPTIONS))
+            driver.begin(connection.dbapi_connection, options if borrowed is connection.dbapi_connection else None)
 
     dialect: Any = engine.dialect
     dialect.do_begin = do_begin

@@ -96,7 +96,12 @@ class PooledConnectionManager:
                 raise ConfigError("read_only and isolation_level belong to transactions: autocommit=True has none")
             options = TransactionOptions(isolation_level, read_only)
             self.driver.check(options)
-        return Session(self, timeout, wanted, wanted is not usual, options)
+        try:
+            return Session(self, timeout, wanted, wanted is not usual, options)
+        except PoolClosed:
+            if self.successor is None:
+                raise
+            return self.successor.get_session(timeout, autocommit, read_only, isolation_level)
 
     def check_out(self, timeout: float | None) -> PoolProxiedConnection:
         """Check a connection out for a session: errors of the driver become SQLAlchemy's.

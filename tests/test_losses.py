@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import exc
 
-from sqlspec import ConfigError, ConnectionTimeout, SQLSpec, SQLSpecWarning
+from sqlspec import ConfigError, ConnectionTimeout, PoolClosed, SQLSpec, SQLSpecWarning
 from tests.conftest import Database
 from tests.servers import wait_until
 
@@ -348,6 +348,101 @@ def test_a_long_session_does_not_keep_the_results_it_has_read(spec: SQLSpec, wat
     assert all(result.closed for result in kept)
 
 
+@pytest.mark.parametrize("word", ["COMMIT", "ROLLBACK", "COMMIT AND CHAIN"])
+def test_the_driver_knows_of_a_transaction_that_a_string_ended(
+    spec: SQLSpec, database: Database, watched: bool, word: str
+) -> None:
+    if "CHAIN" in word and database.name == "sqlite":
+        pytest.skip("SQLite has no chained transactions")
+    one_connection(spec, database)
+    if database.name != "sqlite":
+        with pytest.raises(RuntimeError), spec.get_session("single") as session:
+            session.execute(word)
+            session.execute(INSERT, ("undone",))
+            raise RuntimeError
+    with spec.get_connection("single") as connection:
+        cursor = connection.cursor()
+        cursor.execute("DELETE FROM users")
+        cursor.execute(word)
+        cursor.execute(INSERT, ("undone",))
+        connection.rollback()
+        cursor.execute("DELETE FROM users")
+        cursor.execute(word)
+    with pytest.raises(RuntimeError), spec.get_session("single") as session:
+        session.execute(INSERT, ("undone",))
+        raise RuntimeError
+    assert names(spec, "single") == []
+
+
+def test_a_rollback_to_a_savepoint_in_a_string_ends_no_transaction(
+    spec: SQLSpec, database: Database, watched: bool
+) -> None:
+    word = "WORK" if database.name == "mariadb" else "TRANSACTION"
+    with pytest.raises(RuntimeError), spec.get_session("primary") as session:
+        session.execute(INSERT, ("undone",))
+        session.execute("SAVEPOINT a")
+        session.execute(f"ROLLBACK {word} TO SAVEPOINT a")
+        raise RuntimeError
+    assert names(spec) == []
+
+
+@pytest.mark.parametrize("database", ["mariadb"], indirect=True)
+def test_a_temporary_table_of_mysql_ends_no_transaction(spec: SQLSpec, database: Database, watched: bool) -> None:
+    one_connection(spec, database)
+    connection = spec.create_connection("single")
+    connection.cursor().execute(INSERT, ("undone",))
+    connection.cursor().execute("CREATE OR REPLACE TEMPORARY TABLE t (x INTEGER)")
+    connection.close()
+    with pytest.raises(RuntimeError), spec.get_session("single") as session:
+        session.execute(INSERT, ("undone",))
+        session.execute("CREATE OR REPLACE TEMPORARY TABLE t (x INTEGER)")
+        raise RuntimeError
+    assert names(spec, "single") == []
+
+
+def test_options_end_with_a_connection_that_is_lost(spec: SQLSpec, database: Database, watched: bool) -> None:
+    one_connection(spec, database)
+    session = spec.get_session("single", read_only=True)
+    session.execute("SELECT 1").all()
+    session.connection().invalidate()
+    session.close()
+    with spec.get_engine("single").begin() as connection:
+        connection.execute(sa.insert(USERS), {"name": "kept"})
+    assert names(spec, "single") == ["kept"]
+
+
+def test_a_string_cannot_begin_what_the_options_would_not_hold_for(spec: SQLSpec, watched: bool) -> None:
+    with spec.get_session("primary", read_only=True) as session:
+        with pytest.raises(exc.InvalidRequestError, match="leave it out"):
+            session.execute("BEGIN")
+        session.rollback()
+
+
+def test_a_listener_on_the_connection_of_a_session_sees_its_strings(spec: SQLSpec) -> None:
+    seen: list[str] = []
+    with spec.get_session("primary") as session:
+        sa.event.listen(session.connection(), "before_cursor_execute", lambda *arguments: seen.append(arguments[2]))
+        session.execute("SELECT 1")
+    assert seen == ["SELECT 1"]
+    with pytest.raises(exc.ResourceClosedError, match="session is closed"):
+        session.execute("SELECT 1")
+
+
+@on_servers
+def test_a_lost_connection_says_so(spec: SQLSpec, database: Database) -> None:
+    connection = spec.create_connection("primary")
+    cursor = connection.cursor()
+    cursor.execute("SELECT 1")
+    cursor.fetchall()
+    database.server.end_connections()
+    with contextlib.suppress(Exception):
+        cursor.execute("SELECT 1")
+    for use in (lambda: connection.driver_connection, lambda: connection.fileno()):
+        with pytest.raises(connection._dialect.loaded_dbapi.InterfaceError, match="is lost"):
+            use()
+    connection.close()
+
+
 # -- parameters
 
 
@@ -582,6 +677,26 @@ def test_who_comes_late_to_a_replaced_config_is_served_by_the_new_one(spec: SQLS
     with early:
         early.execute(INSERT, ("kept",))
     assert names(spec) == ["kept"]
+
+
+def test_a_replacement_keeps_the_autocommit_of_the_sessions_there_are(spec: SQLSpec, database: Database) -> None:
+    early, manager = spec.get_session("primary"), spec._manager("primary")
+    spec.register_config(database.config(autocommit=True), name="primary", replace=True)
+    with pytest.raises(RuntimeError), early:
+        early.execute(INSERT, ("undone",))
+        raise RuntimeError
+    assert names(spec) == []
+    with manager.get_session() as late:
+        assert late.execute("SELECT 1").scalar() == 1
+
+
+def test_an_engine_of_a_closed_registry_stays_closed(database: Database) -> None:
+    with SQLSpec() as spec:
+        spec.register_config(database.config())
+        engine = spec.get_engine()
+    engine.dispose()
+    with pytest.raises(PoolClosed):
+        engine.connect()
 
 
 def test_who_waits_while_a_config_is_replaced_is_served_by_the_new_one(spec: SQLSpec, database: Database) -> None:

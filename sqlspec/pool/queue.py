@@ -20,6 +20,7 @@ __all__ = ["DeadlinePool", "checkout_deadline"]
 checkout_deadline: ContextVar[float | None] = ContextVar("checkout_deadline", default=None)
 
 
+_LOOK_AGAIN = 0.5
 _CLOSED = "the pool is closed: open a new registry, or register the config again"
 
 
@@ -29,8 +30,9 @@ class _Queue(queue.Queue[ConnectionPoolEntry]):
     def __init__(self, maxsize: int = 0, use_lifo: bool = False) -> None:
         super().__init__(maxsize, use_lifo)
         self.take = self.queue.pop if use_lifo else self.queue.popleft
-        # The mutex guards appending, _waiting and closed, so that who waits misses no return. It is reentrant:
-        # a garbage collector's finaliser may return a connection in the middle of any of these.
+        # The mutex guards appending, _waiting and closed, so that who waits misses no return of another thread.
+        # It is reentrant: a garbage collector's finaliser may return a connection in the middle of any of these,
+        # even in the thread that is about to wait, which therefore looks again from time to time.
         self._waiting = 0
         self.closed = False
 
@@ -55,7 +57,7 @@ class _Queue(queue.Queue[ConnectionPoolEntry]):
                         left = deadline - time.monotonic() if block and not self.closed else 0.0
                     if left <= 0:
                         raise queue.Empty
-                    self.not_empty.wait(None if left == math.inf else left)
+                    self.not_empty.wait(min(left, _LOOK_AGAIN))
             finally:
                 self._waiting -= 1
 
@@ -91,6 +93,15 @@ class DeadlinePool(QueuePool):
     @_timeout.setter
     def _timeout(self, seconds: float) -> None:
         self._own_timeout = seconds
+
+    def recreate(self) -> DeadlinePool:
+        """Return a pool with the same options, closed where this one is."""
+        pool = super().recreate()
+        if not isinstance(pool, DeadlinePool):
+            raise TypeError(f"recreate() made a {type(pool).__name__}")
+        if self._pool.closed:
+            pool._pool.close()
+        return pool
 
     def total(self) -> int:
         """Return how many connections are open."""

@@ -215,6 +215,8 @@ class Connection:
         self._driver.begin(self._connection, None)
 
     def _touch(self) -> None:
+        if not self._proxy.is_valid:
+            raise self._dialect.loaded_dbapi.InterfaceError("the connection is lost: close it and get another one")
         if not self._touched:
             self._touched = True
             borrow(self._proxy, self._driver, self._driver.autocommit)
@@ -232,6 +234,8 @@ class Connection:
         if statement.controls == "begin":
             self._open = True
         elif statement.controls == "end":
+            # the driver must know as well: psycopg2 would send no further BEGIN
+            self._driver.end(self._connection, "commit")
             self._open = self._works = False
 
     def _count(self, what: str) -> None:

@@ -27,7 +27,7 @@ class Statement:
         text: the SQL for the driver.
         count: how many values it takes; None where the driver's own placeholders are used.
         names: the names it takes, where it is named.
-        reads: whether it begins like a query.
+        reads: whether a rollback would lose nothing of it.
         opens: whether it belongs in a transaction (SQLite's VACUUM and PRAGMA do not, nor what begins one).
         controls: what it does to a transaction itself: ``begin``, ``end``.
         columns: what the last execution returned: names and SQLAlchemy's metadata for them. A cache that any
@@ -73,7 +73,7 @@ _COMMENT_EDGE = re.compile(r"/\*|\*/")
 # what the drivers take themselves, wherever it stands
 _DRIVERS_OWN = re.compile(r"%(?:\([^)]*\))?[sbt]")
 _BLANK = r"(?>\s|(?:--|\#)[^\n]*+(?:\n|\Z)|/\*(?:[^*]++|\*(?!/))*+\*/|\()*+"
-_FIRST_WORDS = re.compile(rf"{_BLANK}([A-Za-z]++){_BLANK}([A-Za-z]*+)")
+_FIRST_WORD = re.compile(rf"{_BLANK}([A-Za-z]++)")
 _READING = frozenset({"SELECT", "VALUES", "WITH", "SHOW", "EXPLAIN", "DESCRIBE", "DESC", "TABLE", "PRAGMA", "SET"})
 # a query that begins like one and may change something all the same; found too often, never too rarely
 _WRITING = re.compile(r"\b(?:INSERT|UPDATE|DELETE|MERGE|REPLACE|INTO)\b", re.IGNORECASE)
@@ -85,7 +85,9 @@ _CONTROLS: dict[str, Literal["begin", "end"]] = {
     "ABORT": "end",
     "ROLLBACK": "end",
 }
-# MySQL commits before and after these
+_TO = re.compile(r"\bTO\b", re.IGNORECASE)
+_TEMPORARY = re.compile(r"\b(?:TEMPORARY|PREPARE)\b", re.IGNORECASE)
+# MySQL commits before and after these: nothing of them is lost
 _COMMITTING = frozenset({"ALTER", "CREATE", "DROP", "GRANT", "RENAME", "REVOKE", "TRUNCATE"})
 _ROWS = frozenset({tuple, list, dict})
 _OUTSIDE_TRANSACTIONS = frozenset({"PRAGMA", "VACUUM", "ATTACH", "DETACH"})
@@ -102,12 +104,13 @@ def prepare(sql: str, syntax: Syntax, style: Style) -> Statement:
         PlaceholderError: both kinds of placeholders at once, or one that does not go with the parameters.
     """
     statement = Statement(sql) if style == "none" else _translate(sql, syntax, style)
-    word = _FIRST_WORDS.match(sql)
-    first, second = (word[1].upper(), (word[2] or "").upper()) if word else ("", "")
-    if (first, second) not in {("ROLLBACK", "TO"), ("CREATE", "TEMPORARY"), ("DROP", "TEMPORARY")}:
-        statement.controls = "end" if syntax == "mysql" and first in _COMMITTING else _CONTROLS.get(first)
+    word = _FIRST_WORD.match(sql)
+    first = word[1].upper() if word else ""
+    # ROLLBACK … TO SAVEPOINT ends nothing
+    statement.controls = _CONTROLS.get(first) if first != "ROLLBACK" or not _TO.search(sql) else None
     statement.opens = first not in _CONTROLS and not (syntax == "sqlite" and first in _OUTSIDE_TRANSACTIONS)
-    statement.reads = first in _READING and not _WRITING.search(sql)
+    implied = syntax == "mysql" and first in _COMMITTING and not _TEMPORARY.search(sql)
+    statement.reads = implied or (first in _READING and not _WRITING.search(sql))
     return statement
 
 
@@ -166,9 +169,13 @@ def _end_of_comment(sql: str, position: int, *, nested: bool) -> int:
 
 
 def _undouble(sql: str, found: list[tuple[str, int, int, str]]) -> str:
-    for _, start, end, _ in reversed([item for item in found if item[0] == "double"]):
-        sql = sql[:start] + "?" + sql[end:]
-    return sql
+    pieces: list[str] = []
+    position = 0
+    for kind, start, end, _ in found:
+        if kind == "double":
+            pieces += sql[position:start], "?"
+            position = end
+    return "".join([*pieces, sql[position:]])
 
 
 def _rewrite(sql: str, found: list[tuple[str, int, int, str]], syntax: Syntax, portable: str) -> Statement:

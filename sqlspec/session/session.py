@@ -157,6 +157,10 @@ class Session:
         raise exc.ProgrammingError(str(sql), parameters, origin, hide_parameters=self._engine.hide_parameters)
 
     def _run(self, statement: Statement, parameters: Any, *, many: bool) -> Result[Any]:
+        if self._closed:
+            self._require_open()
+        if statement.controls == "begin" and self._options is not None:
+            raise exc.InvalidRequestError("this session begins its transactions itself, with its options: leave it out")
         connection = self._connection
         if connection is not None:
             connection = self._living(connection)
@@ -164,7 +168,8 @@ class Session:
             self._open()
         engine = self._engine
         # Somebody listens to statements, or wants them in the log: they go the way that SQLAlchemy's own go.
-        if engine._has_events or engine.dialect._has_events or self._echo:
+        watched = engine._has_events or engine.dialect._has_events or self._echo
+        if watched or (connection is not None and connection._has_events):
             return self._run_watched(statement, parameters, many)
         if not statement.opens or self._autocommit:
             pass
@@ -216,6 +221,8 @@ class Session:
     def _follow(self, control: str) -> None:
         """Know of a transaction that a statement in a string began or ended."""
         if control == "end":
+            # the driver must know as well: psycopg2 would send no further BEGIN
+            self._in_transaction = self._connection is None
             self._end("commit")
             return
         # under autocommit SQLAlchemy takes it that there is nothing to roll back
@@ -361,6 +368,7 @@ class Session:
                     raise
                 self._source = self._source.successor
                 self._engine, self._driver = self._source.engine, self._source.driver
+                self._toggle_autocommit = self._autocommit is not self._driver.autocommit
         self._results = []
         self._echo = self._engine._should_log_info()
         self._take(proxy)
