@@ -301,6 +301,9 @@ def test_a_commit_that_fails_comes_out(spec: SQLSpec, database: Database, watche
         session.execute("INSERT INTO children VALUES (99)")
         with pytest.raises(exc.IntegrityError):
             session.commit()
+        for use in (lambda: session.execute("SELECT 1"), session.commit):
+            with pytest.raises((exc.PendingRollbackError, exc.InvalidRequestError)):
+                use()
         session.rollback()
         assert session.execute("SELECT count(*) FROM children").scalar() == 0
         session.execute("DROP TABLE children")

@@ -55,6 +55,8 @@ class Session:
     _connection: Connection | None = None
     _in_transaction = False
     _by_hand = False
+    # whether a COMMIT has failed, after which only a rollback leads on
+    _uncommitted = False
     _closed = False
     _echo = False
     _savepoints = 0
@@ -260,6 +262,7 @@ class Session:
             try:
                 self._driver_connection.commit()
             except BaseException as error:  # noqa: BLE001  # always raised again
+                self._uncommitted = True
                 self._fail(error)
             self._in_transaction = False
             self._transactions += 1
@@ -273,6 +276,9 @@ class Session:
         self._end("rollback")
 
     def _end(self, how: Literal["commit", "rollback"]) -> None:
+        if how == "commit":
+            self._require_committed()
+        self._uncommitted = False
         connection = self._connection
         failed = connection is not None and not connection.in_transaction() and connection.get_transaction() is not None
         if connection is not None and (failed or connection.in_transaction()):
@@ -288,6 +294,10 @@ class Session:
         self._transactions += 1
         if connection is not None:
             self._living(connection)
+
+    def _require_committed(self) -> None:
+        if self._uncommitted:
+            raise exc.PendingRollbackError("the transaction could not be committed: call rollback() before going on")
 
     def begin_nested(self) -> Savepoint:
         """Set a savepoint; use it in a ``with`` block.
@@ -342,6 +352,7 @@ class Session:
             sqlalchemy.exc.PendingRollbackError: the transaction that was lost with it must be rolled back first.
             sqlalchemy.exc.ResourceClosedError: somebody closed it.
         """
+        self._require_committed()
         if connection.invalidated and self._autocommit:
             connection.rollback()
         if connection.closed or (connection.invalidated and connection.in_transaction()):
