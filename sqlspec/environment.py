@@ -19,7 +19,8 @@ from sqlspec.exceptions import ConfigError, SQLSpecWarning
 
 __all__ = ["EnvironmentConfig", "read_toml"]
 
-_ADAPTERS: dict[str, type[PostgreSQLConfig | MySQLConfig | SQLiteConfig]] = {
+_Adapter = type[PostgreSQLConfig | MySQLConfig | SQLiteConfig]
+_ADAPTERS: dict[str, _Adapter] = {
     scheme: config for config in (PostgreSQLConfig, MySQLConfig, SQLiteConfig) for scheme in config.schemes
 }
 # Where a variable is not called like the option of the config.
@@ -63,7 +64,8 @@ class EnvironmentConfig(BaseSettings):
     def _read(cls, prefix: str) -> tuple[SyncDatabaseConfig | None, str]:
         try:
             read = cls(_env_prefix=prefix)  # type: ignore[call-arg]  # of BaseSettings, hidden from checkers
-            adapter = read._adapter(prefix)
+            url = read._secret("url", prefix)
+            adapter = _adapter_for(url.get_secret_value() if url else None, read.scheme)
             options: Any = {
                 name: (str | None, None)
                 for name in adapter.model_fields
@@ -72,9 +74,7 @@ class EnvironmentConfig(BaseSettings):
             own: Any = create_model(cls.__name__, __base__=cls, **options)
             known: EnvironmentConfig = own(_env_prefix=prefix)
             _warn_of_strangers(prefix, {name.upper() for name in own.model_fields})
-            config = adapter(**known._values(prefix, list(options)))
-            missing = config.driver().missing()
-            return (config, "") if missing is None else (None, f"{prefix}*: {missing}")
+            return _build(adapter, known._values(prefix, list(options))), ""
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             return None, f"{prefix}{str(first['loc'][0]).upper()}: {first['msg']}"
@@ -82,16 +82,6 @@ class EnvironmentConfig(BaseSettings):
             field = error.field or "*"
             reason = re.sub(rf"^(\w+Config: )?({re.escape(field)}: )?", "", str(error))
             return None, f"{prefix}{_VARIABLES.get(field, field).upper()}: {reason}"
-
-    def _adapter(self, prefix: str) -> type[PostgreSQLConfig | MySQLConfig | SQLiteConfig]:
-        url = self._secret("url", prefix)
-        scheme = url.get_secret_value().partition(":")[0].partition("+")[0].strip() if url else self.scheme
-        if url and self.scheme is not None and _ADAPTERS.get(self.scheme) is not _ADAPTERS.get(scheme or ""):
-            raise ConfigError("the scheme of the url is another: keep one", "scheme")
-        adapter = _ADAPTERS.get(scheme or "postgresql")
-        if adapter is None:
-            raise ConfigError(_NO_ADAPTER, "url" if url else "scheme")
-        return adapter
 
     def _values(self, prefix: str, options: list[str]) -> dict[str, Any]:
         url, password = self._secret("url", prefix), self._secret("password", prefix)
@@ -189,13 +179,21 @@ def _from_table(name: str, table: Any) -> SyncDatabaseConfig:
             if field in values:
                 raise ConfigError(f"{field} and {key} are both given: keep one", key)
             values[field] = _read_secret(Path(values.pop(key)), key).get_secret_value()
-    scheme = values.pop("scheme", None)
-    written = values["url"].partition(":")[0].partition("+")[0].strip() if "url" in values else None
+    adapter = _adapter_for(values.get("url"), values.pop("scheme", None))
+    return _build(adapter, values)
+
+
+def _adapter_for(url: str | None, scheme: str | None) -> _Adapter:
+    written = url.partition(":")[0].partition("+")[0].strip() if url else None
     if scheme and written and _ADAPTERS.get(scheme) is not _ADAPTERS.get(written):
         raise ConfigError("the scheme of the url is another: keep one", "scheme")
     adapter = _ADAPTERS.get(written or scheme or "postgresql")
     if adapter is None:
         raise ConfigError(_NO_ADAPTER, "url" if written else "scheme")
+    return adapter
+
+
+def _build(adapter: _Adapter, values: dict[str, Any]) -> SyncDatabaseConfig:
     config = adapter(**values)
     missing = config.driver().missing()
     if missing is not None:

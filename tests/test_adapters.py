@@ -411,7 +411,7 @@ def test_a_quiet_connection_is_asked_only_after_it_was_idle(database: Database, 
         dialect = spec.get_engine().dialect
         asked: list[Any] = []
         original = dialect.do_ping
-        dialect.do_ping = lambda connection: asked.append(connection) or original(connection)  # type: ignore[method-assign]
+        dialect.do_ping = lambda connection: asked.append(connection) or original(connection)  # type: ignore[method-assign]  # counts
         ping = PrePing(dialect, ping_after)
         with spec.get_connection() as connection:
             record: Any = connection._proxy._connection_record
@@ -428,6 +428,6 @@ def test_registries_close_what_was_registered_last_first(tmp_path: Path) -> None
         spec.get_session(name).execute("SELECT 1").all()
         manager = spec._manager(name)
         original = manager.close
-        manager.close = lambda timeout=None, name=name, original=original: closed.append(name) or original(timeout)  # type: ignore[method-assign]
+        manager.close = lambda timeout=None, name=name, original=original: closed.append(name) or original(timeout)  # type: ignore[method-assign]  # records
     spec.close()
     assert closed == ["second", "first"]

@@ -9,10 +9,12 @@ from typing import Any, ClassVar, Literal
 
 from sqlalchemy import URL
 
+from sqlspec.config.base import NoPoolSyncConfig
 from sqlspec.exceptions import ConfigError
 
-__all__ = ["ISOLATION_LEVELS", "Driver", "Syntax", "TransactionOptions", "whole_seconds"]
+__all__ = ["ISOLATION_LEVELS", "Driver", "Syntax", "TLSMode", "TransactionOptions", "check_tls_ca", "whole_seconds"]
 
+TLSMode = Literal["disable", "require", "verify-ca", "verify-full"]
 Syntax = Literal["postgresql", "mysql", "sqlite"]
 ISOLATION_LEVELS = ("READ UNCOMMITTED", "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
 
@@ -41,10 +43,12 @@ class Driver(ABC):
     # whether closing a connection a second time is an error, which PEP 249 leaves open
     closes_once: ClassVar[bool] = False
 
+    _config: NoPoolSyncConfig
+
     @property
-    @abstractmethod
     def autocommit(self) -> bool:
         """Return whether connections are in autocommit while nobody has changed it."""
+        return self._config.autocommit
 
     @abstractmethod
     def url(self) -> URL:
@@ -111,6 +115,16 @@ class Driver(ABC):
         if level is not None and level not in self.isolation_levels:
             hint = "pass autocommit=True" if level == "AUTOCOMMIT" else f"one of {', '.join(self.isolation_levels)}"
             raise ConfigError(f"isolation_level {level!r} is not known to {self.name}: {hint}")
+
+
+def check_tls_ca(tls_ca: str | None, mode: object) -> None:
+    """Refuse trusted certificates that the TLS mode would not look at.
+
+    Raises:
+        ConfigError: naming the modes that do.
+    """
+    if tls_ca is not None and mode not in {"verify-ca", "verify-full"}:
+        raise ConfigError("tls_ca is used by tls='verify-ca' and tls='verify-full' only: add one of them")
 
 
 def whole_seconds(seconds: float) -> int:

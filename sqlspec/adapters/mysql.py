@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 from sqlalchemy import URL
 
-from sqlspec.adapters.driver import Driver, TransactionOptions, whole_seconds
+from sqlspec.adapters.driver import Driver, TLSMode, TransactionOptions, check_tls_ca, whole_seconds
 from sqlspec.config.base import PoolConfig, SyncDatabaseConfig
 from sqlspec.exceptions import ConfigError
 
 __all__ = ["MySQLConfig", "MySQLPoolConfig"]
 
-TLSMode = Literal["disable", "require", "verify-ca", "verify-full"]
 # What would undo a protection, or be lost with a reset.
 _SHUT = {
     "client_flag": "undo multi_statements=False: leave it out",
@@ -81,8 +80,7 @@ class MySQLConfig(MySQLPoolConfig, SyncDatabaseConfig):
                 raise ConfigError(f"url carries {key}: use tls='verify-full' and tls_ca='…', which are enforced")
             if key in _SHUT:
                 raise ConfigError(f"url carries {key}, which would {_SHUT[key]}")
-        if self.tls_ca is not None and self.tls not in {"verify-ca", "verify-full"}:
-            raise ConfigError("tls_ca is used by tls='verify-ca' and tls='verify-full' only: add one of them")
+        check_tls_ca(self.tls_ca, self.tls)
         if "NO_BACKSLASH_ESCAPES" in self.sql_mode.split(","):
             raise ConfigError(f"sql_mode: {_NO_BACKSLASHES}")
         if {"pool_pre_ping", "ping_on_checkout"} <= self.model_fields_set and (
@@ -106,12 +104,10 @@ class MySQLClient(Driver):
     syntax = "mysql"
     closes_once = True
 
+    _config: MySQLConfig
+
     def __init__(self, config: MySQLConfig) -> None:
         self._config = config
-
-    @property
-    def autocommit(self) -> bool:
-        return self._config.autocommit
 
     def missing(self) -> str | None:
         url = self.url()

@@ -9,13 +9,11 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 from sqlalchemy import URL
 
-from sqlspec.adapters.driver import Driver, TransactionOptions, whole_seconds
+from sqlspec.adapters.driver import Driver, TLSMode, TransactionOptions, check_tls_ca, whole_seconds
 from sqlspec.config.base import PoolConfig, SyncDatabaseConfig
 from sqlspec.exceptions import ConfigError, SQLSpecWarning
 
 __all__ = ["PostgreSQLConfig", "PostgreSQLPoolConfig"]
-
-TLSMode = Literal["disable", "require", "verify-ca", "verify-full"]
 
 
 class PostgreSQLPoolConfig(PoolConfig):
@@ -64,8 +62,7 @@ class PostgreSQLConfig(PostgreSQLPoolConfig, SyncDatabaseConfig):
         if self.tls is not None and "sslmode" in self.parsed_url.query:
             raise ConfigError("tls and the url's sslmode are both given: keep one")
         mode = self.tls or self.parsed_url.query.get("sslmode")
-        if self.tls_ca is not None and mode not in {"verify-ca", "verify-full"}:
-            raise ConfigError("tls_ca is used by tls='verify-ca' and tls='verify-full' only: add one of them")
+        check_tls_ca(self.tls_ca, mode)
         host = self.parsed_url.host or str(self.parsed_url.query.get("host", ""))
         if host.startswith("/") and self.tls not in {None, "disable"}:
             raise ConfigError(f"tls={self.tls!r} on a Unix socket: libpq does not encrypt those, leave it out")
@@ -92,12 +89,10 @@ class _PostgreSQLDriver(Driver):
     extra = "postgresql"
     syntax = "postgresql"
 
+    _config: PostgreSQLConfig
+
     def __init__(self, config: PostgreSQLConfig) -> None:
         self._config = config
-
-    @property
-    def autocommit(self) -> bool:
-        return self._config.autocommit
 
     def url(self) -> URL:
         url = self._config.parsed_url.set(drivername=f"postgresql+{self.name}")

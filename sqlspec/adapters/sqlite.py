@@ -95,12 +95,10 @@ class SQLite3(Driver):
     isolation_levels = ("DEFERRED", "IMMEDIATE", "EXCLUSIVE", "SERIALIZABLE")
     sends_begin = True
 
+    _config: SQLiteConnectionConfig
+
     def __init__(self, config: SQLiteConnectionConfig) -> None:
         self._config = config
-
-    @property
-    def autocommit(self) -> bool:
-        return self._config.autocommit
 
     def missing(self) -> str | None:
         config = self._config

@@ -302,14 +302,7 @@ class Cursor:
 
     def executemany(self, statement: str, rows: Iterable[Any], **options: Any) -> Self:
         """Run one statement once for each row of parameters; further options are the driver's."""
-        try:
-            sets = rows_of(rows)
-        except PlaceholderError as error:
-            problem = str(error)
-        else:
-            problem = ""
-        if problem:
-            raise self._connection._refusal(problem)
+        sets = self._checked(rows_of, rows)
         if not sets:
             self._run(Statement(statement, opens=False, reads=True), self._cursor.executemany, sets, **options)
             return self
@@ -327,8 +320,11 @@ class Cursor:
         if not isinstance(statement, str):
             # psycopg's Composed and the like are the driver's business
             return Statement(statement), parameters
+        return self._checked(binder, statement, parameters, self._connection._driver.syntax)
+
+    def _checked(self, check: Callable[..., Any], *arguments: Any) -> Any:
         try:
-            return binder(statement, parameters, self._connection._driver.syntax)
+            return check(*arguments)
         except PlaceholderError as error:
             problem = str(error)
         raise self._connection._refusal(problem)
