@@ -10,7 +10,7 @@ from sqlspec.exceptions import (
     SQLSpecError,
     SQLSpecWarning,
 )
-from sqlspec.pool import PoolStats
+from sqlspec.pool import Holder, PoolStats
 from sqlspec.registry import SQLSpec
 from sqlspec.session import Connection, Cursor, Savepoint, Session
 
@@ -20,6 +20,7 @@ __all__ = [
     "ConnectionTimeout",
     "Cursor",
     "EnvironmentConfig",
+    "Holder",
     "InstrumentationConfig",
     "PoolClosed",
     "PoolStats",

@@ -15,7 +15,7 @@ from sqlspec.adapters import Driver, TransactionOptions, driver_for
 from sqlspec.adapters.sqlite import SQLiteConnectionConfig
 from sqlspec.config import NoPoolSyncConfig, PoolConfig
 from sqlspec.exceptions import ConfigError
-from sqlspec.pool import DeadlinePool, PrePing, checkout_deadline
+from sqlspec.pool import BEYOND_QUEUEPOOL, FairQueuePool, PrePing, checkout_deadline, follow_statements
 
 __all__ = ["adopt_transaction", "borrow", "build_engine", "discard"]
 
@@ -57,6 +57,7 @@ def build_engine(config: NoPoolSyncConfig, name: str = "default") -> Engine:
         raise ConfigError(f"the driver {error.name} is not installed: {extra}") from None
     _connect_through(engine, config, driver)
     _transact_through(engine, driver)
+    follow_statements(engine)
     _listen(engine, config, driver)
     return engine
 
@@ -65,7 +66,7 @@ def _pool_options(config: NoPoolSyncConfig) -> dict[str, Any]:
     if not isinstance(config, PoolConfig):
         return {"poolclass": NullPool}
     options: dict[str, Any] = {
-        "poolclass": DeadlinePool,
+        "poolclass": FairQueuePool,
         "pool_size": config.pool_size,
         "max_overflow": config.max_overflow,
         "pool_timeout": config.pool_timeout,
@@ -74,6 +75,10 @@ def _pool_options(config: NoPoolSyncConfig) -> dict[str, Any]:
         "pool_reset_on_return": {"none": None, "discard": None}.get(
             config.pool_reset_on_return, config.pool_reset_on_return
         ),
+        "max_waiters": config.pool_max_waiters,
+        "nested_checkout": config.pool_nested_checkout,
+        "leak_seconds": config.pool_leak_seconds,
+        **BEYOND_QUEUEPOOL,
     }
     if isinstance(config, SQLiteConnectionConfig) and config.in_memory:
         # the database is its one connection: it must neither multiply nor be replaced

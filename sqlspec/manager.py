@@ -10,10 +10,11 @@ from sqlalchemy import Engine
 from sqlalchemy.pool import Pool, PoolProxiedConnection
 
 from sqlspec.adapters import TransactionOptions, driver_for
+from sqlspec.adapters.sqlite import SQLiteConnectionConfig
 from sqlspec.config import NoPoolSyncConfig
 from sqlspec.engine import build_engine
 from sqlspec.exceptions import ConfigError, ConnectionTimeout, PoolClosed, PoolTimeout
-from sqlspec.pool import DeadlinePool, PoolStats, checkout_deadline
+from sqlspec.pool import FairQueuePool, Holder, PoolStats, checkout_deadline
 from sqlspec.session import Connection, Session
 
 __all__ = ["PooledConnectionManager"]
@@ -141,16 +142,30 @@ class PooledConnectionManager:
     def get_pool_stats(self) -> PoolStats:
         """Return the figures of the pool. Opens no connection."""
         pool = self.pool
-        if not isinstance(pool, DeadlinePool):
-            return PoolStats(size=0, checked_in=0, checked_out=0, overflow=0, total=0)
-        checked_in, checked_out = pool.checkedin(), pool.checkedout()
-        return PoolStats(
-            size=pool.size(),
-            checked_in=checked_in,
-            checked_out=checked_out,
-            overflow=pool.overflow(),
-            total=checked_in + checked_out,
-        )
+        if isinstance(pool, FairQueuePool):
+            return pool.stats()
+        return PoolStats(size=0, checked_in=0, checked_out=0, overflow=0, total=0)
+
+    def get_holders(self) -> list[Holder]:
+        """Return who has connections checked out, the longest first."""
+        pool = self.pool
+        return pool.get_holders() if isinstance(pool, FairQueuePool) else []
+
+    def resize_pool(self, pool_size: int, max_overflow: int | None = None) -> None:
+        """Change the limits of the pool while it is in use.
+
+        Raises:
+            ConfigError: the config has no pool, or the limits are out of range.
+        """
+        pool = self.pool
+        if not isinstance(pool, FairQueuePool):
+            raise ConfigError(f"{type(self.config).__name__} has no pool to resize")
+        if isinstance(self.config, SQLiteConnectionConfig) and self.config.in_memory:
+            raise ConfigError("a database in memory is its one connection: it cannot be resized")
+        try:
+            pool.resize(pool_size, max_overflow)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
 
     def close(self, timeout: float | None = None) -> int:
         """Close the pool: idle connections now, the others as they come back, for which it waits ``timeout`` seconds.
@@ -160,6 +175,6 @@ class PooledConnectionManager:
         with self._lock:
             self._closed = True
             engine = self._engine
-        if engine is None or not isinstance(engine.pool, DeadlinePool):
+        if engine is None or not isinstance(engine.pool, FairQueuePool):
             return 0
         return engine.pool.close(timeout)

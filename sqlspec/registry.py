@@ -19,7 +19,7 @@ from sqlspec.config import NoPoolSyncConfig
 from sqlspec.environment import EnvironmentConfig, read_toml
 from sqlspec.exceptions import ConfigError, PoolClosed
 from sqlspec.manager import PooledConnectionManager
-from sqlspec.pool import PoolStats
+from sqlspec.pool import Holder, PoolStats
 from sqlspec.session import Connection, Session
 
 __all__ = ["SQLSpec"]
@@ -154,6 +154,21 @@ class SQLSpec:
     def get_pool_stats(self, name: str = "default") -> PoolStats:
         """Return the figures of the pool behind a name. Opens no connection."""
         return self._manager(name).get_pool_stats()
+
+    def get_holders(self, name: str = "default") -> list[Holder]:
+        """Return who has connections of this name checked out, the longest first: owner, place, seconds, statement."""
+        return self._manager(name).get_holders()
+
+    def resize_pool(self, name: str = "default", *, pool_size: int, max_overflow: int | None = None) -> None:
+        """Change how many connections of a name are kept, and how many may be open beyond that, while in use.
+
+        More serve those who wait at once. Fewer close idle connections, and the others when they come back. The
+        config stays as it is.
+
+        Raises:
+            ConfigError: there is no such name, it has no pool, or the limits are out of range.
+        """
+        self._manager(name).resize_pool(pool_size, max_overflow)
 
     def _get_pool(self, name: str = "default") -> Any:
         return self._manager(name).pool

@@ -344,7 +344,7 @@ def test_without_a_ping_a_dead_connection_is_handed_out(database: Database, swit
 def test_pool_timeout_bounds_the_wait_for_a_connection(database: Database) -> None:
     with SQLSpec() as spec:
         spec.register_config(database.config(pool_size=1, max_overflow=0, pool_timeout=0.05))
-        with spec.get_connection(), pytest.raises(ConnectionTimeout, match=r"within 0\.05 s"):
+        with spec.get_connection(), pytest.raises(ConnectionTimeout, match=r"timeout 0\.05"):
             spec.get_connection()
 
 

@@ -200,6 +200,10 @@ def test_an_empty_session_checks_nothing_out(spec: SQLSpec) -> None:
         assert spec.get_pool_stats("primary").checked_out == 0
 
 
+def gauges(stats: PoolStats) -> tuple[int, ...]:
+    return stats.size, stats.checked_in, stats.checked_out, stats.overflow, stats.total
+
+
 def test_the_documents_own_statistics_function_works(spec: SQLSpec) -> None:
     def get_pool_stats(config_name: str) -> PoolStats:
         pool = spec._get_pool(config_name)
@@ -213,14 +217,14 @@ def test_the_documents_own_statistics_function_works(spec: SQLSpec) -> None:
 
     with spec.get_connection("primary"):
         stats = get_pool_stats("primary")
-        assert stats == spec.get_pool_stats("primary")
+        assert gauges(stats) == gauges(spec.get_pool_stats("primary"))
         assert (stats.size, stats.checked_out, stats.overflow) == (10, 1, 0)
 
 
 def test_an_exhausted_pool_times_out_in_the_wait_phase(spec: SQLSpec, database: Database) -> None:
     spec.register_config(database.config(pool_size=1, max_overflow=0), name="small")
     with spec.get_connection("small"):
-        with pytest.raises(ConnectionTimeout, match="1 of 1") as caught:
+        with pytest.raises(ConnectionTimeout, match="1 checked out") as caught:
             spec.get_connection("small", timeout=0.05)
         assert caught.value.phase == "wait"
         with pytest.raises(ConnectionTimeout), spec.get_session("small", timeout=0.05) as session:

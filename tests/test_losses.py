@@ -716,7 +716,7 @@ def test_who_waits_while_a_config_is_replaced_is_served_by_the_new_one(spec: SQL
     waiting = threading.Thread(target=wait)
     waiting.start()
     pool: Any = spec._get_pool("single")
-    wait_until(lambda: pool._pool._waiting == 1)
+    wait_until(lambda: pool.stats().waiters == 1)
     spec.register_config(database.config(), name="single", replace=True)
     waiting.join(20)
     assert served == [(1,)]

@@ -149,7 +149,7 @@ def test_a_pool_is_made_once_by_whichever_thread_needs_it_first(database: Databa
 def test_a_checkout_that_takes_too_long_is_a_connection_timeout(sqlspec: SQLSpec) -> None:
     held = [sqlspec.create_connection("primary") for _ in range(3)]
     begin = time.monotonic()
-    with pytest.raises(ConnectionTimeout, match="within") as caught:
+    with pytest.raises(ConnectionTimeout, match=r"timeout 0\.20") as caught:
         sqlspec.create_connection("primary", timeout=0.2)
     assert 0.2 <= time.monotonic() - begin < 5.0
     assert isinstance(caught.value, PoolTimeout)
@@ -219,11 +219,13 @@ def test_a_savepoint_fails_alone(sqlspec: SQLSpec) -> None:
 def test_statistics_count_connections(sqlspec: SQLSpec) -> None:
     held = [sqlspec.create_connection("primary") for _ in range(3)]
     stats = get_pool_stats(sqlspec, "primary")
-    assert stats == sqlspec.get_pool_stats("primary")
+    own = sqlspec.get_pool_stats("primary")
+    assert stats == PoolStats(own.size, own.checked_in, own.checked_out, own.overflow, own.total)
     assert stats == PoolStats(size=2, checked_in=0, checked_out=3, overflow=1, total=3)
     for connection in held:
         connection.close()
-    assert get_pool_stats(sqlspec, "primary") == PoolStats(size=2, checked_in=2, checked_out=0, overflow=0, total=2)
+    # the third stays for a while: a load just above the size does not open and close connections all the time
+    assert get_pool_stats(sqlspec, "primary") == PoolStats(size=2, checked_in=3, checked_out=0, overflow=1, total=3)
 
 
 def test_a_health_check_goes_through_every_name(sqlspec: SQLSpec, database: Database) -> None:

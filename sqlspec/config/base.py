@@ -13,6 +13,7 @@ from sqlalchemy import URL, make_url
 
 from sqlspec.config.url import check_text, parse_url
 from sqlspec.exceptions import ConfigError
+from sqlspec.pool import NestedCheckout
 
 __all__ = [
     "InstrumentationConfig",
@@ -266,6 +267,10 @@ class PoolConfig(_Frozen):
         pool_reset_on_return: what happens to an open transaction at checkin: ``rollback``; ``commit``;
             ``none`` (nothing, the next borrower inherits it); ``discard`` (rollback, then session state such
             as ``SET`` and temporary tables goes as well; a SQLite file is opened anew).
+        pool_max_waiters: how many callers may wait for a connection; more are refused at once. ``None``: any number.
+        pool_nested_checkout: what becomes of a thread or task that asks for another connection while it holds one,
+            which can bring all to a halt: ``allow``; ``warn`` (in the log, once a place); ``refuse``.
+        pool_leak_seconds: log a connection that is checked out for longer, once, with the place of its checkout.
     """
 
     pool_size: int = Field(default=10, ge=1)
@@ -275,6 +280,9 @@ class PoolConfig(_Frozen):
     pool_pre_ping: bool = True
     pool_use_lifo: bool = False
     pool_reset_on_return: ResetOnReturn = "rollback"
+    pool_max_waiters: int | None = Field(default=None, ge=0)
+    pool_nested_checkout: NestedCheckout = "warn"
+    pool_leak_seconds: Seconds | None = None
 
 
 class SyncDatabaseConfig(PoolConfig, NoPoolSyncConfig):

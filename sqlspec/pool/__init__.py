@@ -1,7 +1,21 @@
 """The pool behind every engine, on SQLAlchemy's QueuePool; the only place that touches its internals."""
 
+from sqlspec.pool.aio import AsyncFairQueuePool
 from sqlspec.pool.liveness import PrePing
-from sqlspec.pool.queue import DeadlinePool, checkout_deadline
-from sqlspec.pool.stats import PoolStats
+from sqlspec.pool.queue import BEYOND_QUEUEPOOL, FairQueuePool, NestedCheckout, checkout_deadline
+from sqlspec.pool.statements import follow_statements, note_statement
+from sqlspec.pool.stats import Holder, PoolStats, Timing
 
-__all__ = ["DeadlinePool", "PoolStats", "PrePing", "checkout_deadline"]
+__all__ = [
+    "BEYOND_QUEUEPOOL",
+    "AsyncFairQueuePool",
+    "FairQueuePool",
+    "Holder",
+    "NestedCheckout",
+    "PoolStats",
+    "PrePing",
+    "Timing",
+    "checkout_deadline",
+    "follow_statements",
+    "note_statement",
+]

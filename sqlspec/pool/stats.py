@@ -1,15 +1,66 @@
-"""What a pool says about itself."""
+"""What a pool says about itself: frozen values, and the bookkeeping behind them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import bisect
+import threading
+from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-__all__ = ["PoolStats"]
+__all__ = ["BUCKETS", "Holder", "PoolStats", "Tally", "Timing"]
+
+# Upper bounds in seconds. OpenTelemetry's for db.client.operation.duration, since dashboards know them.
+BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, float("inf"))
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Hold what is known of many durations, in seconds.
+
+    Attributes:
+        count: how many there were.
+        sum: all of them together.
+        max: the longest.
+        buckets: upper bound to how many were at most as long, and longer than the bound before.
+    """
+
+    count: int = 0
+    sum: float = 0.0
+    max: float = 0.0
+    buckets: Mapping[float, int] = field(default_factory=lambda: dict.fromkeys(BUCKETS, 0))
+
+    def plus(self, durations: list[float]) -> Timing:
+        """Return the timing that knows these durations as well."""
+        durations = sorted(durations)
+        buckets, below = {}, 0
+        for bound, known in self.buckets.items():
+            position = bisect.bisect_right(durations, bound)
+            buckets[bound], below = known + position - below, position
+        count, total = self.count + len(durations), self.sum + sum(durations)
+        return Timing(count, total, max(self.max, durations[-1]), buckets)
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Say who holds a connection.
+
+    Attributes:
+        place: ``file:line in function`` of the checkout, in the application's own code where there is some.
+        owner: the name of the thread or of the asyncio task, and whether it has ended.
+        seconds: since the checkout.
+        statement: the last statement as far as its first literal, None where none is known. Never a value.
+    """
+
+    place: str
+    owner: str
+    seconds: float
+    statement: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PoolStats:
-    """Hold the figures of one pool.
+    """Hold the figures of one pool: gauges of one moment, and counts since the pool was made.
 
     Attributes:
         size: the configured number of connections kept.
@@ -17,6 +68,22 @@ class PoolStats:
         checked_out: connections in use.
         overflow: open connections beyond ``size``, never negative.
         total: all open connections.
+        waiters: callers that wait for a connection.
+        capacity: how many connections there may be; None: any number.
+        connecting: connections that are being opened.
+        created: connections opened so far.
+        closed: reason to how many connections were closed for it: ``disconnect`` (the database ended it),
+            ``invalidated``, ``interrupted`` (an exception that is no `Exception` hit its borrower), ``recycled``
+            (too old), ``overflow`` (came back to a full pool), ``lingered`` (overflow that was not needed for a
+            while), ``resized``, ``disposed``, ``closed`` (with the pool), ``detached``, ``lost`` (an interrupt
+            came between its borrower and the pool).
+        failed_connects: attempts to connect that failed.
+        timeouts: checkouts that ended in `PoolTimeout` after waiting.
+        refused: checkouts that ended at once: ``max_waiters``, or a nested checkout.
+        dropped: connections that came back through the garbage collector.
+        wait: how long checkouts waited that had to.
+        hold: how long connections were checked out.
+        connect: how long connecting took.
     """
 
     size: int
@@ -24,6 +91,18 @@ class PoolStats:
     checked_out: int
     overflow: int
     total: int
+    waiters: int = 0
+    capacity: int | None = None
+    connecting: int = 0
+    created: int = 0
+    closed: Mapping[str, int] = field(default_factory=dict)
+    failed_connects: int = 0
+    timeouts: int = 0
+    refused: int = 0
+    dropped: int = 0
+    wait: Timing = field(default_factory=Timing)
+    hold: Timing = field(default_factory=Timing)
+    connect: Timing = field(default_factory=Timing)
 
     def __post_init__(self) -> None:
         # SQLAlchemy counts overflow from -size upwards
@@ -33,3 +112,65 @@ class PoolStats:
     def usage(self) -> float:
         """Return the share of ``size`` that is checked out; above 1 in overflow."""
         return self.checked_out / self.size if self.size else 0.0
+
+    @property
+    def disconnects(self) -> int:
+        """Return how many connections the database ended while we had them."""
+        return self.closed.get("disconnect", 0)
+
+
+_ENOUGH = 1000
+
+
+class Tally:
+    """Count from many threads. Adding takes no lock: appending to a deque is atomic.
+
+    What was added is summed up when somebody reads, and by whoever makes it many.
+    """
+
+    def __init__(self) -> None:
+        self._fresh: dict[str, deque[float]] = {"wait": deque(), "hold": deque(), "connect": deque()}
+        self._events: deque[str] = deque()
+        self._holds = self._fresh["hold"]
+        self._timings = dict.fromkeys(self._fresh, Timing())
+        self._counts: Counter[str] = Counter()
+        # Guards the summing up. Who finds it locked leaves the work to its holder and never waits: this runs in
+        # finalisers and signal handlers as well, perhaps of the very thread that holds it.
+        self._lock = threading.Lock()
+
+    def held(self, seconds: float) -> None:
+        """Add a hold time."""
+        self._holds.append(seconds)
+        if len(self._holds) > _ENOUGH:
+            self._sum_up()
+
+    def add(self, what: str, seconds: float) -> None:
+        """Add a duration: ``wait``, ``hold`` or ``connect``."""
+        self._fresh[what].append(seconds)
+        if len(self._fresh[what]) > _ENOUGH:
+            self._sum_up()
+
+    def note(self, event: str) -> None:
+        """Count an event."""
+        self._events.append(event)
+        if len(self._events) > _ENOUGH:
+            self._sum_up()
+
+    def read(self) -> tuple[Mapping[str, Timing], Mapping[str, int]]:
+        """Return the timings and the counts of events. Neither changes afterwards."""
+        self._sum_up()
+        return self._timings, self._counts
+
+    def _sum_up(self) -> None:
+        if self._lock.locked():
+            return
+        with self._lock:
+            # replaced, not changed: who reads meanwhile sees all of a batch or nothing of it
+            timings = dict(self._timings)
+            for what, fresh in self._fresh.items():
+                durations = [fresh.popleft() for _ in range(len(fresh))]
+                if durations:
+                    timings[what] = timings[what].plus(durations)
+            self._timings = timings
+            if self._events:
+                self._counts = self._counts + Counter(self._events.popleft() for _ in range(len(self._events)))

@@ -15,6 +15,7 @@ from sqlalchemy.pool import PoolProxiedConnection
 from sqlspec.adapters import Driver
 from sqlspec.engine import borrow, discard
 from sqlspec.exceptions import SQLSpecWarning
+from sqlspec.pool import note_statement
 from sqlspec.session.placeholders import PlaceholderError, Statement, bind, bind_rows, rows_of
 
 __all__ = ["Connection", "Cursor"]
@@ -222,7 +223,7 @@ class Connection:
             borrow(self._proxy, self._driver, self._driver.autocommit)
 
     def _before(self, statement: Statement) -> None:
-        self._live()
+        note_statement(self._live(), statement.text)
         self._count(_QUERIES)
         if self._driver.autocommit and not self._begun:
             return

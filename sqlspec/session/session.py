@@ -13,6 +13,7 @@ from sqlalchemy.pool import PoolProxiedConnection
 from sqlspec.adapters import Driver, TransactionOptions
 from sqlspec.engine import adopt_transaction, borrow, discard
 from sqlspec.exceptions import PoolClosed
+from sqlspec.pool import note_statement
 from sqlspec.session.placeholders import PlaceholderError, Statement, bind, bind_rows, rows_of
 from sqlspec.session.result import DriverResult, NoCursor, columns_of
 from sqlspec.session.savepoint import Savepoint
@@ -180,6 +181,7 @@ class Session:
                 connection.begin()
         elif not self._in_transaction:
             self._begin()
+        note_statement(self._proxy, statement.text)
         cursor = None
         try:
             cursor = self._driver_connection.cursor()

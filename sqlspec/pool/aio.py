@@ -1,0 +1,146 @@
+"""AsyncFairQueuePool: FairQueuePool for the tasks of an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import math
+import sys
+import time
+import weakref
+from collections.abc import Callable
+from contextvars import Context
+from types import CodeType, FrameType
+from typing import Any, cast
+
+from sqlalchemy.pool import AsyncAdaptedQueuePool, PoolProxiedConnection
+from sqlalchemy.util import await_only, greenlet_spawn
+
+from sqlspec.pool.places import Owner, find_place
+from sqlspec.pool.queue import FairQueuePool
+from sqlspec.pool.slots import Slot
+from sqlspec.pool.waiters import Waiter
+
+# without greenlet SQLAlchemy has no asyncio, and nothing here is called
+with contextlib.suppress(ImportError):
+    from greenlet import getcurrent
+
+__all__ = ["AsyncFairQueuePool"]
+
+
+class AsyncWaiter(Waiter):
+    """Wait in a task of an event loop."""
+
+    def __init__(self, owner: Owner, context: Context | None = None) -> None:
+        self.owner = owner
+        self.context = context
+        self._cell: dict[str, Any] = {}
+        # known once it waits
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self._future: asyncio.Future[None] | None = None
+
+    def wake(self) -> None:
+        # without a loop nobody waits yet, and who is about to looks at the decision first
+        if self.loop is not None:
+            # it may be a garbage collector's finaliser in another thread; a closed loop has nobody to wake
+            with contextlib.suppress(RuntimeError):
+                self.loop.call_soon_threadsafe(self._open)
+
+    def _open(self) -> None:
+        if self._future is not None and not self._future.done():
+            self._future.set_result(None)
+
+    def wait(self, deadline: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._future = loop.create_future()
+        self.loop = loop
+        if self.is_decided:
+            return
+        timer = None
+        if deadline != math.inf:
+            timer = loop.call_later(max(0.0, deadline - time.monotonic()), self._open)
+        try:
+            await_only(self._future)
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+
+class AsyncFairQueuePool(FairQueuePool, AsyncAdaptedQueuePool):
+    """Do what FairQueuePool does for the tasks of one event loop, which wait without blocking it.
+
+    The owner of a connection is a task; connections are opened aside in tasks of the same loop.
+    """
+
+    _sqla_logger_namespace = "sqlalchemy.pool.impl.AsyncAdaptedQueuePool"
+
+    def connect(self, timeout: float | None = None) -> PoolProxiedConnection:
+        """Check a connection out, as `FairQueuePool.connect`; in a greenlet of SQLAlchemy's."""
+        proxy: Any = super().connect(timeout)
+        proxy._connection_record.proxy = weakref.ref(proxy)
+        return proxy  # type: ignore[no-any-return]  # its record is private
+
+    def _was_dropped(self, slot: Slot) -> bool:
+        # without a loop SQLAlchemy cannot reset what the garbage collector finds, and detaches it
+        return slot.proxy is not None and slot.proxy() is None
+
+    def _new_waiter(self) -> Waiter:
+        return AsyncWaiter(self._owner(), contextvars.copy_context() if self._open_aside else None)
+
+    def _owner(self) -> Owner:
+        task = _current_task()
+        return super()._owner() if task is None else weakref.ref(task)
+
+    def _held(self) -> dict[Any, None]:
+        task = _current_task()
+        return super()._held() if task is None else self._pool.held_by_tasks.setdefault(task, {})
+
+    def _find_place(self) -> tuple[CodeType, int]:
+        return find_place(sys._getframe(4), _frame_behind_greenlet)
+
+    # -- on the loop
+
+    def _look_after(self) -> None:
+        self._pool.is_looked_after = True
+        loop = asyncio.get_running_loop()
+        loop.call_later(self._pause(), self._spawn, loop, self._keep_house_again)
+
+    def _keep_house_again(self) -> None:
+        if self.keep_house() is not None:
+            self._look_after()
+
+    def _open_aside_for(self, slot: Slot) -> None:
+        waiter = self._pool.first_waiter()
+        loop = waiter.loop if isinstance(waiter, AsyncWaiter) else None
+        try:
+            if loop is None:
+                raise RuntimeError("nobody waits in a loop")
+            # this may be a finaliser in another thread
+            loop.call_soon_threadsafe(self._spawn, loop, self._open, slot)
+        except RuntimeError:
+            self._pool.opening.pop(slot.ref, None)
+            self._do_return_conn(slot)
+
+    def _spawn(self, loop: asyncio.AbstractEventLoop, work: Callable[..., None], *arguments: Any) -> None:
+        """Run this in a task of its own, where it may wait."""
+        task = loop.create_task(greenlet_spawn(work, *arguments))
+        # the loop itself keeps tasks weakly
+        self._pool.tasks.add(task)
+        task.add_done_callback(self._pool.tasks.discard)
+
+    def _sleep(self, seconds: float) -> None:
+        await_only(asyncio.sleep(seconds))
+
+
+def _current_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
+
+
+def _frame_behind_greenlet() -> FrameType | None:
+    """Return where the application is that waits for SQLAlchemy's greenlet."""
+    parent = getcurrent().parent
+    return None if parent is None else cast("FrameType | None", parent.gr_frame)

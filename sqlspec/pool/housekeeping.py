@@ -1,0 +1,75 @@
+"""The one background thread, which has pools look after themselves from time to time."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import weakref
+from typing import Protocol
+
+__all__ = ["look_after"]
+
+_logger = logging.getLogger("sqlspec.pool")
+
+# Seconds that the thread stays when it has nothing to do.
+_GRACE = 1.0
+
+
+class Keeper(Protocol):
+    """Be a pool that has something to do from time to time."""
+
+    def keep_house(self) -> float | None:
+        """Do it; return the seconds to the next time, None for never."""
+
+
+class _Housekeeper:
+    """Run one daemon thread while there is something to look after."""
+
+    def __init__(self) -> None:
+        # Guards _due and _is_running: dictionary work only.
+        self._changed = threading.Condition()
+        self._due: dict[weakref.ref[Keeper], float] = {}
+        self._is_running = False
+
+    def look_after(self, pool: Keeper, seconds: float) -> None:
+        """Have a pool keep house in so many seconds, if it still exists then."""
+        with self._changed:
+            self._due[weakref.ref(pool)] = time.monotonic() + seconds
+            is_running, self._is_running = self._is_running, True
+            self._changed.notify()
+        if not is_running:
+            threading.Thread(target=self._run, name="sqlspec-housekeeping", daemon=True).start()
+
+    def _run(self) -> None:
+        while (due := self._next_due()) is not None:
+            pool = due()
+            if pool is None:
+                continue
+            try:
+                seconds = pool.keep_house()
+            except Exception:
+                _logger.exception("housekeeping failed")
+                continue
+            if seconds is not None:
+                self.look_after(pool, seconds)
+            del pool
+
+    def _next_due(self) -> weakref.ref[Keeper] | None:
+        """Wait for what is due next and take it; None: there is nothing, and the thread ends."""
+        with self._changed:
+            idle_until = time.monotonic() + _GRACE
+            while True:
+                now = time.monotonic()
+                first = min(self._due, key=self._due.__getitem__, default=None)
+                if first is None and now >= idle_until:
+                    self._is_running = False
+                    return None
+                until = idle_until if first is None else self._due[first]
+                if first is not None and until <= now:
+                    del self._due[first]
+                    return first
+                self._changed.wait(until - now)
+
+
+look_after = _Housekeeper().look_after

@@ -1,0 +1,349 @@
+"""The places of a pool: Slot is one of them, Slots are all, and everything else that changes in a pool."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import copy
+import math
+import threading
+import time
+import weakref
+from collections import deque
+from typing import Any, Protocol, cast
+
+from sqlalchemy.pool.base import _ConnectionRecord
+
+from sqlspec.pool.places import Mark
+from sqlspec.pool.stats import PoolStats, Tally
+from sqlspec.pool.waiters import Waiter
+
+__all__ = ["Slot", "Slots"]
+
+# Places about which something was said once, kept so that it is not said again.
+_REMEMBERED = 200
+
+
+class Home(Protocol):
+    """Be the pool that a slot belongs to, as far as the slot needs it."""
+
+    _pool: Slots
+    _recycle: int
+    _monotonic: bool
+    dispatch: Any
+    logger: Any
+
+    def _return_conn(self, record: Any) -> None: ...
+
+    def _lost(self, ref: weakref.ref[Slot]) -> None: ...
+
+    def _report_drop(self, mark: Mark) -> None: ...
+
+
+class Slot(_ConnectionRecord):
+    """Be one place in a pool, with or without a connection in it.
+
+    A slot belongs to one caller at a time: who took it out of the idle ones, or was given it. Nothing here needs
+    a lock for that reason.
+    """
+
+    __slots__ = (
+        "generation",
+        "home",
+        "idle_since",
+        "is_connecting",
+        "is_open",
+        "is_retired",
+        "mark",
+        "opened_at",
+        "proxy",
+        "ref",
+        "reported",
+        "statement",
+    )
+
+    def __init__(self, home: Home) -> None:
+        super().__init__(cast("Any", home), connect=False)
+        self.home = home
+        # The pool knows its slots by weak references: a slot that nobody has any more, since an interrupt came
+        # between its borrower and the pool, gives its place back by itself.
+        self.ref: weakref.ref[Slot] = weakref.ref(self, home._lost)
+        self.generation = home._pool.generation
+        # by the monotonic clock; None before the first connection
+        self.opened_at: float | None = None
+        self.idle_since = 0.0
+        self.is_connecting = False
+        # whether a connection is counted as opened and not yet as closed
+        self.is_open = False
+        # the pool does not want it back
+        self.is_retired = False
+        # who has it checked out, and the one of them who was reported
+        self.mark: Mark | None = None
+        self.reported: Mark | None = None
+        self.statement: str | None = None
+        self.proxy: weakref.ref[Any] | None = None
+
+    def get_connection(self) -> Any:
+        """Return the connection; a new one where there is none, or where it must not be used any more."""
+        home = self.home
+        if (
+            self.dbapi_connection is not None
+            and self.generation == home._pool.generation
+            and not self._soft_invalidate_time
+            and (home._recycle < 0 or self._age() <= home._recycle)
+        ):
+            return self.dbapi_connection
+        return self._connect_anew()
+
+    def _age(self) -> float:
+        return time.monotonic() - (self.opened_at or 0.0) if self.home._monotonic else time.time() - self.starttime
+
+    def _connect_anew(self) -> Any:
+        home, begin = self.home, time.monotonic()
+        if self.dbapi_connection is not None:
+            home.logger.info("Connection %r is too old, or was invalidated; recycling", self.dbapi_connection)
+            # SQLAlchemy compares times of the wall clock, which may be set: this one is later than all
+            self._soft_invalidate_time = math.inf
+        self.generation, self.opened_at = home._pool.generation, begin
+        self.is_connecting = True
+        try:
+            connection = super().get_connection()
+        except Exception as error:
+            home._pool.tally.note("failed_connects")
+            home._pool.remember_failure(error)
+            raise
+        finally:
+            self.is_connecting = False
+            self._soft_invalidate_time = 0.0
+            self.count_closed("recycled")
+        self._count_opened(time.monotonic() - begin)
+        return connection
+
+    def _count_opened(self, seconds: float) -> None:
+        slots = self.home._pool
+        self.is_open = True
+        slots.tally.add("connect", seconds)
+        slots.last_failure = None
+        if self.ref in slots.known:
+            slots.known[self.ref] = True
+
+    def count_closed(self, reason: str) -> None:
+        """Count the connection as closed, where one is counted as open."""
+        slots = self.home._pool
+        if self.is_open:
+            self.is_open = False
+            slots.tally.note(f"closed {reason}")
+            if self.ref in slots.known:
+                slots.known[self.ref] = False
+
+    def invalidate(self, e: BaseException | None = None, soft: bool = False) -> None:
+        """Close the connection, or with ``soft`` have it replaced at its next checkout."""
+        try:
+            super().invalidate(e, soft)
+        finally:
+            if self.dbapi_connection is None:
+                is_error = isinstance(e, Exception)
+                self.count_closed("disconnect" if is_error else "invalidated" if e is None else "interrupted")
+
+    def retire(self, reason: str) -> None:
+        """Close the connection; the slot is not used again."""
+        self.is_retired = True
+        try:
+            self.close()
+        finally:
+            self.count_closed(reason)
+
+    def checkin(self, _fairy_was_created: bool = True) -> None:
+        """Give the slot back to its pool, whatever the callbacks and listeners of the checkin raise."""
+        borrower = self.fairy_ref
+        if borrower is None and _fairy_was_created:
+            super().checkin()
+            return
+        self.fairy_ref = None
+        home, mark, connection = self.home, self.mark, self.dbapi_connection
+        try:
+            while self.finalize_callback:
+                callback = self.finalize_callback.pop()
+                if connection is not None:
+                    callback(connection)
+            if home.dispatch.checkin:
+                home.dispatch.checkin(connection, self)
+        except BaseException as error:
+            # nobody knows in what state the connection is now
+            self.invalidate(error)
+            raise
+        finally:
+            home._return_conn(self)
+        if mark is not None and borrower is not None and borrower() is None:
+            home._report_drop(mark)
+
+
+class Slots:
+    """Hold the slots of a pool and those who wait for one, under the names of QueuePool's queue where it has them.
+
+    Each step here is atomic; what must be decided together, `FairQueuePool` decides under its lock.
+    """
+
+    def __init__(self, size: int, max_overflow: int, use_lifo: bool, lingers: bool) -> None:
+        self.use_lifo = use_lifo
+        self._lingers = lingers
+        # idle slots, the longest idle on the left
+        self.queue: deque[Slot] = deque()
+        # in the order of asking
+        self.waiters: deque[Waiter] = deque()
+        # Every slot there is, by weak reference (see Slot), and whether it has a connection; among them those in
+        # which somebody connects for the waiters, and those that are being closed.
+        self.known: dict[Any, bool] = {}
+        self.opening: dict[Any, None] = {}
+        self.closing: dict[Any, None] = {}
+        self.tally = Tally()
+        # connections of an earlier generation are replaced at checkout
+        self.generation = 0
+        self.is_closed = self.is_disposed = self.is_retired = False
+        # something has happened that `FairQueuePool._settle` has not seen yet
+        self.has_changed = False
+        # limits that `resize` wishes for; idle connections that nobody needed for a while
+        self.wished: tuple[int, int] | None = None
+        self.surplus = 0
+        self.idle_counts: list[int] = []
+        self.is_looked_after = False
+        # when and why connecting failed last, None after a success
+        self.last_failure: tuple[float, BaseException] | None = None
+        # what threads and tasks hold, for the pool that minds nested checkouts
+        self.local = threading.local()
+        self.held_by_tasks: weakref.WeakKeyDictionary[Any, dict[Any, None]] = weakref.WeakKeyDictionary()
+        # the pool's own work on an event loop
+        self.tasks: set[Any] = set()
+        self._news: dict[object, None] = {}
+        self._limit(size, max_overflow)
+
+    def _limit(self, size: int, max_overflow: int) -> None:
+        self.maxsize = size
+        self.max_overflow = max_overflow
+        self.capacity = math.inf if size == 0 or max_overflow == -1 else size + max_overflow
+        # how many may be idle
+        self.kept = self.capacity if self._lingers else math.inf if size == 0 else size
+
+    def apply_limits(self) -> None:
+        """Take over the limits that were wished for; under the pool's lock."""
+        wished, self.wished = self.wished, None
+        if wished is not None:
+            self._limit(*wished)
+
+    # -- slots
+
+    def qsize(self) -> int:
+        """Return the number of idle slots."""
+        return len(self.queue)
+
+    def empty(self) -> bool:
+        """Tell whether no slot is idle."""
+        return not self.queue
+
+    def take(self) -> Slot:
+        """Take an idle slot; IndexError where there is none."""
+        return self.queue.pop() if self.use_lifo else self.queue.popleft()
+
+    def put_back(self, slot: Slot) -> None:
+        """Undo `take`, or `add` where the slot is new."""
+        if slot.opened_at is None:
+            self.forget(slot.ref)
+        elif self.use_lifo:
+            self.queue.append(slot)
+        else:
+            self.queue.appendleft(slot)
+
+    def add(self, slot: Slot) -> Slot:
+        """Count a new slot in."""
+        self.known[slot.ref] = False
+        return slot
+
+    def forget(self, ref: Any) -> None:
+        """Count a slot out."""
+        self.known.pop(ref, None)
+        self.opening.pop(ref, None)
+        self.closing.pop(ref, None)
+
+    def start_closing(self, slot: Slot) -> Slot:
+        """Have a slot, which is nobody's now, count as one that is going."""
+        self.closing[slot.ref] = None
+        return slot
+
+    def all(self) -> list[Slot]:
+        """Return the slots there are at this moment."""
+        return [slot for ref in list(self.known) if (slot := ref()) is not None]
+
+    # -- waiters
+
+    def first_waiter(self) -> Waiter | None:
+        """Return who has waited longest."""
+        try:
+            return self.waiters[0]
+        except IndexError:
+            return None
+
+    def leave(self, waiter: Waiter) -> None:
+        """Take a waiter from the line. Harmless when repeated."""
+        with contextlib.suppress(ValueError):
+            self.waiters.remove(waiter)
+
+    def tell_first_waiter(self, error: BaseException) -> None:
+        """Have the first who is not decided yet raise this error."""
+        for waiter in list(self.waiters):
+            if waiter.offer(error) is error:
+                waiter.wake()
+                return
+
+    def context_of_first_waiter(self) -> contextvars.Context:
+        """Return the context variables with which to connect for the waiters."""
+        waiter = self.first_waiter()
+        return contextvars.copy_context() if waiter is None or waiter.context is None else waiter.context.copy()
+
+    # -- what is remembered
+
+    def remember_failure(self, error: BaseException) -> None:
+        """Keep why connecting failed, without its traceback, whose frames hold what the application holds."""
+        try:
+            kept = copy.copy(error)
+        except Exception:  # noqa: BLE001  # an exception may refuse to be made anew
+            kept = RuntimeError(f"{type(error).__name__}: {error}")
+        self.last_failure = (time.monotonic(), kept)
+
+    def is_news(self, what: object) -> bool:
+        """Tell whether nothing has been said about this yet."""
+        if what in self._news:
+            return False
+        while len(self._news) >= _REMEMBERED:
+            self._news.pop(next(iter(self._news)), None)
+        self._news[what] = None
+        return True
+
+    def stats(self) -> PoolStats:
+        """Return the figures of this moment, which agree with each other."""
+        idle = used = connecting = 0
+        for slot in self.all():
+            # one look at each: what is in use is not idle, so that the sum is right whatever happens meanwhile
+            is_used, is_open = slot.mark is not None, slot.dbapi_connection is not None
+            idle += is_open and not is_used
+            used += is_open and is_used
+            connecting += slot.is_connecting
+        timings, counts = self.tally.read()
+        return PoolStats(
+            size=self.maxsize,
+            checked_in=idle,
+            checked_out=used,
+            overflow=idle + used - self.maxsize,
+            total=idle + used,
+            waiters=len(self.waiters),
+            capacity=None if self.capacity == math.inf else int(self.capacity),
+            connecting=connecting,
+            created=timings["connect"].count,
+            closed={name.removeprefix("closed "): n for name, n in counts.items() if name.startswith("closed ")},
+            failed_connects=counts.get("failed_connects", 0),
+            timeouts=counts.get("timeouts", 0),
+            refused=counts.get("refused", 0),
+            dropped=counts.get("dropped", 0),
+            wait=timings["wait"],
+            hold=timings["hold"],
+            connect=timings["connect"],
+        )
