@@ -35,7 +35,9 @@ _PARTS = ("host", "port", "database", "username")
 _PARTS_IN_QUERIES = {"host": "host", "port": "port", "user": "username", "dbname": "database", "db": "database"}
 
 
-class _Frozen(BaseModel):
+class Frozen(BaseModel):
+    """Be options that cannot be changed; what is unknown or contradictory is refused with the field's name."""
+
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
@@ -131,7 +133,7 @@ class _Frozen(BaseModel):
         return made
 
 
-class InstrumentationConfig(_Frozen):
+class InstrumentationConfig(Frozen):
     """Say what is logged and measured.
 
     Attributes:
@@ -151,7 +153,7 @@ class InstrumentationConfig(_Frozen):
     slow_checkout_seconds: Seconds | None = None
 
 
-class NoPoolSyncConfig(_Frozen):
+class NoPoolSyncConfig(Frozen):
     """Describe one database, without a pool.
 
     A database is named by ``url``, by parts (``host``, ``port``, ``database``, ``username``), or by neither
@@ -254,7 +256,7 @@ class NoPoolSyncConfig(_Frozen):
         return super().__getstate__()
 
 
-class PoolConfig(_Frozen):
+class PoolConfig(Frozen):
     """Say how connections are kept.
 
     Attributes:

@@ -1,8 +1,9 @@
 """The pool behind every engine, on SQLAlchemy's QueuePool; the only place that touches its internals."""
 
 from sqlspec.pool.aio import AsyncFairQueuePool
+from sqlspec.pool.handover import NestedCheckout, checkout_deadline
 from sqlspec.pool.liveness import PrePing
-from sqlspec.pool.queue import BEYOND_QUEUEPOOL, FairQueuePool, NestedCheckout, checkout_deadline
+from sqlspec.pool.queue import BEYOND_QUEUEPOOL, FairQueuePool
 from sqlspec.pool.statements import follow_statements, note_statement
 from sqlspec.pool.stats import Holder, PoolStats, Timing
 

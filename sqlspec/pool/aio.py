@@ -102,8 +102,12 @@ class AsyncFairQueuePool(FairQueuePool, AsyncAdaptedQueuePool):
     # -- on the loop
 
     def _look_after(self) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            # not in a loop: the next checkout sees to it
+            return
         self._pool.is_looked_after = True
-        loop = asyncio.get_running_loop()
         loop.call_later(self._pause(), self._spawn, loop, self._keep_house_again)
 
     def _keep_house_again(self) -> None:

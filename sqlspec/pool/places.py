@@ -85,11 +85,11 @@ def _kind(filename: str) -> int:
 def describe_owner(owner: Owner) -> str:
     """Return the name of a thread or task, and whether it has ended."""
     if isinstance(owner, threading.Thread):
-        return f"thread {owner.name}" if owner.is_alive() else f"thread {owner.name}, which has ended"
+        return f"thread {owner.name}" if owner.is_alive() else f"thread {owner.name} (ended)"
     task: asyncio.Task[Any] | None = owner()
     if task is None:
-        return "a task that has ended"
-    return f"task {task.get_name()}, which has ended" if task.done() else f"task {task.get_name()}"
+        return "a task (ended)"
+    return f"task {task.get_name()} (ended)" if task.done() else f"task {task.get_name()}"
 
 
 def shape(statement: str, quote: str = '"') -> str:

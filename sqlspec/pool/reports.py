@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from itertools import groupby
@@ -38,7 +39,9 @@ def holders(slots: Slots, quote: str) -> list[Holder]:
 
 
 def report_drop(mark: Mark) -> None:
-    """Log that the garbage collector had to give a connection back."""
+    """Log that the garbage collector had to give a connection back; not at the end of the process."""
+    if not threading.main_thread().is_alive():
+        return
     _logger.warning(
         "a connection was not closed: the garbage collector gave it back; it was checked out %.3g s ago by %s at %s. "
         "Close it, or use a with block",
@@ -103,7 +106,7 @@ def _hint(slots: Slots, stats: PoolStats, holding: Sequence[Holder], own: Sequen
     nested = sum(waiter.owner in used for waiter in list(slots.waiters))
     if nested:
         return f"{nested} of the holders wait for a second connection: each should do with the one it has"
-    if any("has ended" in holder.owner for holder in holding):
+    if any(holder.owner.endswith("(ended)") for holder in holding):
         return "a holder has ended without closing its connection: use a with block"
     if stats.connecting or slots.last_failure is not None:
         return "the database cannot be reached, or answers late: see whether it is up"

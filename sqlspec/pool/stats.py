@@ -6,7 +6,7 @@ import bisect
 import threading
 from collections import Counter, deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 __all__ = ["BUCKETS", "Holder", "PoolStats", "Tally", "Timing"]
 
@@ -14,7 +14,7 @@ __all__ = ["BUCKETS", "Holder", "PoolStats", "Tally", "Timing"]
 BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, float("inf"))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Timing:
     """Hold what is known of many durations, in seconds.
 
@@ -29,6 +29,9 @@ class Timing:
     sum: float = 0.0
     max: float = 0.0
     buckets: Mapping[float, int] = field(default_factory=lambda: dict.fromkeys(BUCKETS, 0))
+
+    def __repr__(self) -> str:
+        return f"<Timing: {self.count} in {self.sum:.3g} s, at most {self.max:.3g} s>"
 
     def plus(self, durations: list[float]) -> Timing:
         """Return the timing that knows these durations as well."""
@@ -58,7 +61,7 @@ class Holder:
     statement: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class PoolStats:
     """Hold the figures of one pool: gauges of one moment, and counts since the pool was made.
 
@@ -107,6 +110,13 @@ class PoolStats:
     def __post_init__(self) -> None:
         # SQLAlchemy counts overflow from -size upwards
         object.__setattr__(self, "overflow", max(0, self.overflow))
+
+    def __repr__(self) -> str:
+        # the five figures always, of the others those that say something
+        always = ("size", "checked_in", "checked_out", "overflow", "total")
+        shown = {field.name: getattr(self, field.name) for field in fields(self)}
+        told = {name: value for name, value in shown.items() if name in always or (value and value != Timing())}
+        return f"PoolStats({', '.join(f'{name}={value!r}' for name, value in told.items())})"
 
     @property
     def usage(self) -> float:

@@ -1,0 +1,426 @@
+"""HandOverPool: who is given which connection, and when."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import math
+import threading
+import time
+from contextvars import ContextVar
+from typing import Any, Literal, cast
+
+from sqlalchemy.pool import ConnectionPoolEntry, Pool, QueuePool
+
+from sqlspec.exceptions import PoolClosed, PoolTimeout
+from sqlspec.pool.places import Mark
+from sqlspec.pool.slots import Slot, Slots
+from sqlspec.pool.waiters import Waiter
+
+__all__ = ["HandOverPool", "NestedCheckout", "checkout_deadline"]
+
+NestedCheckout = Literal["allow", "warn", "refuse"]
+
+# Monotonic time at which the checkout under way must be over; None: the pool's own timeout decides.
+checkout_deadline: ContextVar[float | None] = ContextVar("checkout_deadline", default=None)
+
+_CLOSED = "the pool is closed: open a new registry, or register the config again"
+_GAVE_UP = object()
+# Seconds of waiting after which connections that nobody can reach any more are looked for.
+_STARVED = 0.25
+# Connections that are opened at the same time for those who wait.
+_OPENERS = 4
+
+
+class HandOverPool(QueuePool):
+    """Move slots between those who ask, those who give back, and the database.
+
+    The slots and the waiters are in `Slots`. Taking an idle slot and giving one back while nobody waits are single
+    atomic steps. Everything else is decided by `_settle`, which whoever changes something calls afterwards.
+    """
+
+    _pool: Slots  # type: ignore[assignment]  # it has what is used of a queue
+
+    def __init__(
+        self,
+        creator: Any,
+        pool_size: int = 5,
+        max_overflow: int = 10,
+        timeout: float | None = 30.0,
+        use_lifo: bool = False,
+        max_waiters: int | None = None,
+        linger_seconds: float = 0.0,
+        open_aside: bool = False,
+        nested_checkout: NestedCheckout = "allow",
+        leak_seconds: float | None = None,
+        monotonic: bool = False,
+        retire_on_dispose: bool = False,
+        **options: Any,
+    ) -> None:
+        Pool.__init__(self, creator, **options)
+        self._timeout: float | None = timeout  # type: ignore[assignment]  # QueuePool takes None as well
+        self._max_waiters = max_waiters
+        self._linger_seconds = linger_seconds
+        self._open_aside = open_aside
+        self._nested_checkout: NestedCheckout = nested_checkout
+        self._leak_seconds = leak_seconds
+        self._monotonic = monotonic
+        self._retire_on_dispose = retire_on_dispose
+        self._pool = Slots(pool_size, -1 if pool_size == 0 else max_overflow, use_lifo, linger_seconds > 0)
+        # Guards what `_settle_locked` decides: which waiter is given which slot, which slots come and go, and the
+        # limits. Nobody waits for it: who finds it locked leaves the work to its holder, which looks again after
+        # its release. (The name is that of QueuePool's lock.)
+        self._overflow_lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._pool.is_closed else f"{self.checkedout()} checked out, {self.checkedin()} checked in"
+        return f"<{type(self).__name__} of {self.size()} + {self._max_overflow}, {state}>"
+
+    def _arguments(self) -> dict[str, Any]:
+        """Return the arguments with which a pool like this one is made."""
+        return {
+            "pool_size": self._pool.maxsize,
+            "max_overflow": self._pool.max_overflow,
+            "timeout": self._timeout,
+            "use_lifo": self._pool.use_lifo,
+            "max_waiters": self._max_waiters,
+            "linger_seconds": self._linger_seconds,
+            "open_aside": self._open_aside,
+            "nested_checkout": self._nested_checkout,
+            "leak_seconds": self._leak_seconds,
+            "monotonic": self._monotonic,
+            "retire_on_dispose": self._retire_on_dispose,
+            "recycle": self._recycle,
+            "echo": self.echo,
+            "logging_name": self._orig_logging_name,
+            "reset_on_return": self._reset_on_return,
+            "pre_ping": self._pre_ping,
+            "dialect": self._dialect,
+        }
+
+    def recreate(self) -> HandOverPool:
+        """Return a pool with the same options and the present limits, closed where this one is."""
+        self.logger.info("Pool recreating")
+        slots = self._pool
+        # after dispose(), the new pool takes the place of this one
+        slots.is_retired = slots.is_disposed and self._retire_on_dispose
+        pool = type(self)(self._creator, **self._arguments(), _dispatch=self.dispatch)
+        pool._pool.is_closed = slots.is_closed
+        return pool
+
+    # -- figures, under QueuePool's names
+
+    def size(self) -> int:
+        """Return the configured number of connections kept."""
+        return self._pool.maxsize
+
+    def checkedin(self) -> int:
+        """Return the number of idle slots, with a connection or, after an invalidation, without."""
+        return len(self._pool.queue)
+
+    def checkedout(self) -> int:
+        """Return the number of slots that are in use."""
+        return len(self._pool.known) - len(self._pool.queue)
+
+    def overflow(self) -> int:
+        """Return the number of slots beyond `size`; negative while there are fewer."""
+        return self._overflow if self._pool.maxsize else 0
+
+    def total(self) -> int:
+        """Return the number of slots."""
+        return len(self._pool.known)
+
+    @property
+    def _overflow(self) -> int:  # type: ignore[override]  # counted, where QueuePool keeps a number
+        return len(self._pool.known) - self._pool.maxsize
+
+    @property
+    def _max_overflow(self) -> int:
+        return self._pool.max_overflow
+
+    @_max_overflow.setter
+    def _max_overflow(self, max_overflow: int) -> None:
+        # SQLAlchemy's own test kit sets it on living pools
+        self.resize(self._pool.maxsize, max_overflow)
+
+    # -- checkout, where no connection is idle
+
+    def _wait_for_slot(self) -> Slot:
+        slots = self._pool
+        if slots.is_closed:
+            raise PoolClosed(_CLOSED)
+        limit = self._max_waiters
+        if limit is not None and len(slots.waiters) - max(0, slots.capacity - len(slots.known)) >= limit:
+            slots.tally.note("refused")
+            raise PoolTimeout(f"{len(slots.waiters)} callers wait for a connection already, and max_waiters={limit}")
+        begin = time.monotonic()
+        deadline = checkout_deadline.get()
+        if deadline is None:
+            deadline = math.inf if self._timeout is None else begin + self._timeout
+        waiter = self._new_waiter()
+        outcome: Any = None
+        try:
+            slots.waiters.append(waiter)
+            self._settle()
+            if not waiter.is_decided:
+                waiter.wait(min(deadline, begin + _STARVED))
+                if not waiter.is_decided and time.monotonic() < deadline:
+                    _collect_garbage()
+                    waiter.wait(deadline)
+                slots.tally.add("wait", time.monotonic() - begin)
+        except BaseException:
+            outcome = waiter.offer(_GAVE_UP)
+            if isinstance(outcome, Slot):
+                self._give_back(outcome)
+            raise
+        finally:
+            outcome = outcome or waiter.offer(_GAVE_UP)
+            if outcome is _GAVE_UP:
+                # otherwise it has been taken from the line; looking for it would take long in a long one
+                slots.leave(waiter)
+        if outcome is _GAVE_UP:
+            slots.tally.note("timeouts")
+            raise self._timed_out(deadline - begin)
+        if isinstance(outcome, BaseException):
+            raise outcome
+        if outcome.opened_at is None:
+            self._connect_first(outcome)
+        return cast("Slot", outcome)
+
+    def _connect_first(self, slot: Slot) -> None:
+        try:
+            slot.get_connection()
+        except BaseException:
+            self._forget(slot)
+            raise
+        self._look_after_overflow()
+
+    # -- checkin: what is called from here never waits
+
+    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+        slot, slots = cast("Slot", record), self._pool
+        mark = slot.mark
+        if mark is not None:
+            slot.idle_since = now = time.monotonic()
+            slot.mark = None
+            slots.tally.held(now - mark[0])
+            if mark[4] is not None:
+                mark[4].pop(slot.ref, None)
+        if slot.is_open and slot.dbapi_connection is None:
+            slot.count_closed("detached")
+            if mark is not None and self._was_dropped(slot):
+                self._report_drop(mark)
+        if slot.is_retired or slots.is_closed or slots.is_retired:
+            self._close_slot(slot, "closed" if slots.is_closed else "disposed")
+        else:
+            slots.queue.append(slot)
+        if slots.waiters or len(slots.known) > slots.kept:
+            self._settle()
+
+    def _close_slot(self, slot: Slot, reason: str) -> None:
+        """Close the connection of a slot that nobody has, and only then count it out: servers have limits as well."""
+        try:
+            slot.retire(reason)
+        finally:
+            self._pool.forget(slot.ref)
+            self._pool.has_changed = True
+
+    def _forget(self, slot: Slot) -> None:
+        self._close_slot(slot, "invalidated")
+        self._settle()
+
+    def _give_back(self, slot: Slot) -> None:
+        if slot.dbapi_connection is None:
+            self._forget(slot)
+        else:
+            self._do_return_conn(slot)
+
+    def _lost(self, ref: Any) -> None:
+        """Count a slot out that nobody has any more: an interrupt came between its borrower and the pool."""
+        slots = self._pool
+        if ref in slots.known:
+            if slots.known[ref]:
+                slots.tally.note("closed lost")
+            slots.forget(ref)
+            self._settle()
+
+    # -- who is given what
+
+    def _settle(self) -> None:
+        """Serve the waiters and close what is too much, or leave both to whoever is at it already."""
+        slots = self._pool
+        slots.has_changed = True
+        while slots.has_changed and not self._overflow_lock.locked():
+            with self._overflow_lock:
+                slots.has_changed = False
+                to_close, to_open = self._settle_locked()
+            # a slot that an interrupt keeps from getting its turn here is lost, and gives its place back by that
+            for slot, reason in to_close:
+                self._close_slot(slot, reason)
+            for slot in to_open:
+                self._open_aside_for(slot)
+
+    def _settle_locked(self) -> tuple[list[tuple[Slot, str]], list[Slot]]:
+        slots = self._pool
+        queue, waiters, to_close = slots.queue, slots.waiters, []
+        slots.apply_limits()
+        while queue and len(slots.known) - len(slots.closing) > slots.capacity:
+            to_close.append((slots.start_closing(queue.popleft()), "resized"))
+        while queue and slots.surplus > 0 and len(slots.known) - len(slots.closing) > slots.maxsize:
+            to_close.append((slots.start_closing(queue.popleft()), "lingered"))
+            slots.surplus -= 1
+        slots.surplus = 0
+        while waiters:
+            # offered, woken, and only then taken from the line: if an interrupt comes in between, the next one
+            # who settles finds it here and goes on
+            waiter = slots.first_waiter()
+            if waiter is None:
+                break
+            if not waiter.is_decided:
+                outcome = PoolClosed(_CLOSED) if slots.is_closed else self._next_slot_locked()
+                if outcome is None:
+                    break
+                if waiter.offer(outcome) is not outcome and isinstance(outcome, Slot):
+                    # it has just given up
+                    slots.put_back(outcome)
+            waiter.wake()
+            slots.leave(waiter)
+        while len(queue) > (0 if slots.is_closed else slots.kept):
+            to_close.append((slots.start_closing(queue.pop()), "closed" if slots.is_closed else "overflow"))
+        to_open: list[Slot] = []
+        if self._open_aside and not slots.is_closed:
+            wanted = min(len(waiters), _OPENERS) - len(slots.opening)
+            while len(to_open) < wanted and len(slots.known) < slots.capacity:
+                to_open.append(slots.add(Slot(self)))
+                slots.opening[to_open[-1].ref] = None
+        return to_close, to_open
+
+    def _next_slot_locked(self) -> Slot | None:
+        slots = self._pool
+        try:
+            return slots.take()
+        except IndexError:
+            pass
+        # where others may come back, it is opened aside; the first one is opened by its caller
+        if len(slots.known) < slots.capacity and not (self._open_aside and slots.known):
+            return slots.add(Slot(self))
+        return None
+
+    # -- opening aside
+
+    def _open_aside_for(self, slot: Slot) -> None:
+        run = self._pool.context_of_first_waiter().run
+        try:
+            threading.Thread(target=run, args=(self._open, slot), name="sqlspec-opener", daemon=True).start()
+        except RuntimeError:
+            # the process has no threads left: a waiter connects by itself
+            self._pool.opening.pop(slot.ref, None)
+            self._do_return_conn(slot)
+
+    def _open(self, slot: Slot) -> None:
+        """Connect for whoever is first in the line when it is done, or tell the first in the line why not."""
+        slots = self._pool
+        # the connection serves others as well: the deadline of one waiter does not end it
+        checkout_deadline.set(None)
+        try:
+            if slots.waiters and not slots.is_closed:
+                slot.get_connection()
+        except Exception as error:  # noqa: BLE001  # it is raised by the waiter
+            slots.tell_first_waiter(error)
+        slots.opening.pop(slot.ref, None)
+        self._look_after_overflow()
+        self._give_back(slot)
+
+    # -- the end
+
+    def _invalidate(self, connection: Any, exception: BaseException | None = None, _checkin: bool = True) -> None:
+        # SQLAlchemy compares times of the wall clock for this, which may be set
+        slot = getattr(connection, "_connection_record", None)
+        if slot is None or slot.generation == self._pool.generation:
+            self._pool.generation += 1
+        super()._invalidate(connection, exception, _checkin)
+
+    def dispose(self) -> None:
+        """Close the idle connections; with ``retire_on_dispose``, those checked out close when they come back."""
+        slots = self._pool
+        slots.is_disposed = True
+        for slot in slots.all() if self._retire_on_dispose else ():
+            slot.is_retired = True
+        while slots.queue:
+            with contextlib.suppress(IndexError):
+                self._close_slot(slots.take(), "disposed")
+        self._settle()
+        self.logger.info("Pool disposed. %s", self.status())
+
+    def close(self, timeout: float | None = None) -> int:
+        """Refuse checkouts from now on, let the waiters go, and close idle connections, the others as they come back.
+
+        With a timeout, wait up to so many seconds for those. Return how many are still checked out.
+        Thread-safe; a second call is harmless.
+        """
+        slots = self._pool
+        slots.is_closed = True
+        self._settle()
+        deadline = time.monotonic() + (timeout or 0.0)
+        # looked at from time to time: a connection may come back in a finaliser of this very thread, which could
+        # not tell a condition that this thread waits for
+        while (left := len(slots.known)) and time.monotonic() < deadline:
+            self._sleep(0.005)
+        return left
+
+    def resize(self, pool_size: int, max_overflow: int | None = None) -> None:
+        """Change how many connections are kept and how many may be open beyond that.
+
+        More serve waiters at once. Fewer close idle connections, the longest idle first, and connections that are
+        checked out when they come back. Thread-safe.
+
+        Raises:
+            ValueError: ``pool_size`` is below 1, or ``max_overflow`` below -1.
+        """
+        slots = self._pool
+        if max_overflow is None:
+            max_overflow = slots.max_overflow
+        if pool_size < 1 or max_overflow < -1:
+            raise ValueError(f"pool_size={pool_size}, max_overflow={max_overflow}: at least 1 and 0; -1 is no limit")
+        slots.wished = pool_size, max_overflow
+        self._settle()
+        self._look_after_overflow()
+
+    # -- for the classes on top
+
+    def _new_waiter(self) -> Waiter:
+        raise NotImplementedError
+
+    def _timed_out(self, timeout: float) -> PoolTimeout:
+        raise NotImplementedError
+
+    def _report_drop(self, mark: Mark) -> None:
+        raise NotImplementedError
+
+    def _was_dropped(self, slot: Slot) -> bool:
+        raise NotImplementedError
+
+    def _look_after_overflow(self) -> None:
+        raise NotImplementedError
+
+    def _sleep(self, seconds: float) -> None:
+        raise NotImplementedError
+
+
+_collection = {"next": 0.0}
+
+
+def _collect_garbage() -> None:
+    """Free connections that are held by unreachable cycles only, such as an unclosed sqlalchemy.Connection.
+
+    When every thread waits in a pool nothing is allocated, so that the collector would not run by itself. It may
+    take long, so that this is done at most for a hundredth of the time.
+    """
+    begin = time.monotonic()
+    if begin >= _collection["next"]:
+        _collection["next"] = math.inf
+        try:
+            gc.collect()
+        finally:
+            end = time.monotonic()
+            _collection["next"] = end + max(5.0, 100 * (end - begin))
