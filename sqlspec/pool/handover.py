@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
+import sys
 import threading
 import time
 from contextvars import ContextVar
@@ -163,10 +164,7 @@ class HandOverPool(QueuePool):
             slots.waiters.append(waiter)
             self._settle()
             if not waiter.is_decided:
-                waiter.wait(min(deadline, begin + _STARVED))
-                if not waiter.is_decided and time.monotonic() < deadline:
-                    _collect_garbage()
-                    waiter.wait(deadline)
+                self._wait(waiter, deadline, begin + _STARVED)
                 slots.tally.add("wait", time.monotonic() - begin)
         except BaseException:
             outcome = waiter.offer(_GAVE_UP)
@@ -186,6 +184,12 @@ class HandOverPool(QueuePool):
         if outcome.opened_at is None:
             self._connect_first(outcome)
         return cast("Slot", outcome)
+
+    def _wait(self, waiter: Waiter, deadline: float, starved: float) -> None:
+        while not waiter.is_decided and (now := time.monotonic()) < deadline:
+            if now >= starved:
+                starved = _collect_garbage()
+            waiter.wait(min(deadline, starved))
 
     def _connect_first(self, slot: Slot) -> None:
         try:
@@ -238,7 +242,7 @@ class HandOverPool(QueuePool):
     def _lost(self, ref: Any) -> None:
         """Count a slot out that nobody has any more: an interrupt came between its borrower and the pool."""
         slots = self._pool
-        if ref in slots.known:
+        if ref in slots.known and not sys.is_finalizing():
             if slots.known[ref]:
                 slots.tally.note("closed lost")
             slots.forget(ref)
@@ -311,6 +315,8 @@ class HandOverPool(QueuePool):
     def _open_aside_for(self, slot: Slot) -> None:
         run = self._pool.context_of_first_waiter().run
         try:
+            if sys.is_finalizing():
+                raise RuntimeError("the interpreter ends, and starts no thread any more")
             threading.Thread(target=run, args=(self._open, slot), name="sqlspec-opener", daemon=True).start()
         except RuntimeError:
             # the process has no threads left: a waiter connects by itself
@@ -408,13 +414,15 @@ class HandOverPool(QueuePool):
 
 
 _collection = {"next": 0.0}
+# Seconds between collections, at least.
+_RARELY = 0.5
 
 
-def _collect_garbage() -> None:
-    """Free connections that are held by unreachable cycles only, such as an unclosed sqlalchemy.Connection.
+def _collect_garbage() -> float:
+    """Free connections that only unreachable cycles hold, such as an unclosed sqlalchemy.Connection.
 
     When every thread waits in a pool nothing is allocated, so that the collector would not run by itself. It may
-    take long, so that this is done at most for a hundredth of the time.
+    take long, and gets a hundredth of the time at most. Returns when to call this again.
     """
     begin = time.monotonic()
     if begin >= _collection["next"]:
@@ -423,4 +431,5 @@ def _collect_garbage() -> None:
             gc.collect()
         finally:
             end = time.monotonic()
-            _collection["next"] = end + max(5.0, 100 * (end - begin))
+            _collection["next"] = end + max(_RARELY, 100 * (end - begin))
+    return min(_collection["next"], begin + _RARELY)

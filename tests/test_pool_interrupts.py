@@ -1,0 +1,283 @@
+"""What comes in between: signals, finalisers, clocks that are set, threads that do everything at once."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from sqlspec import PoolTimeout
+from sqlspec.pool import BEYOND_QUEUEPOOL, FairQueuePool
+from sqlspec.testing import ScriptedDriver
+from tests.callers import line_up
+from tests.servers import wait_until
+
+
+@pytest.fixture
+def driver() -> Iterator[ScriptedDriver]:
+    driver = ScriptedDriver()
+    yield driver
+    driver.heal()
+    assert driver.double_closes == 0
+
+
+def assert_whole(pool: Any, driver: ScriptedDriver) -> None:
+    """Check that nothing is in use, nothing is lost, and everything can be had."""
+    gc.collect()
+    wait_until(lambda: pool.stats().connecting == 0)
+    stats = pool.stats()
+    assert (stats.checked_out, stats.waiters) == (0, 0)
+    assert stats.created - sum(stats.closed.values()) == stats.total
+    # drivers close what is lost when it is garbage; the scripted one keeps it
+    assert driver.open_connections == stats.total + stats.closed.get("lost", 0)
+    held = [pool.connect(timeout=5) for _ in range(stats.capacity or 0)]
+    for connection in held:
+        connection.close()
+
+
+@pytest.mark.parametrize("options", [{}, BEYOND_QUEUEPOOL])
+def test_ctrl_c_at_any_moment_loses_nothing(
+    driver: ScriptedDriver, options: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    # what is captured keeps tracebacks alive, and they the connections
+    caplog.set_level(logging.CRITICAL, "sqlalchemy.pool.impl.QueuePool")
+    pool = FairQueuePool(driver.connect, pool_size=1, max_overflow=1, timeout=5, **options)
+    rounds, interrupted = int(os.environ.get("SQLSPEC_INTERRUPTS", "200")), 0
+    rivals_go_on = True
+
+    def compete() -> None:
+        while rivals_go_on:
+            with pool.connect():
+                pass
+
+    def interrupt(seconds: float) -> None:
+        time.sleep(seconds)
+        signal.raise_signal(signal.SIGINT)
+
+    rivals = [threading.Thread(target=compete) for _ in range(2)]
+    for rival in rivals:
+        rival.start()
+    chance = random.Random(7)  # noqa: S311  # not for secrets
+    for _ in range(rounds):
+        interrupter = threading.Thread(target=interrupt, args=(chance.random() * 0.004,))
+        try:
+            interrupter.start()
+            while True:
+                connection = pool.connect()
+                if chance.random() < 0.2:
+                    connection.invalidate()
+                connection.close()
+        except KeyboardInterrupt:
+            interrupted += 1
+        connection = None
+        interrupter.join()
+    rivals_go_on = False
+    for rival in rivals:
+        rival.join(20)
+    assert interrupted == rounds
+    assert_whole(pool, driver)
+
+
+def test_a_signal_handler_may_check_in_and_ask_for_figures(driver: ScriptedDriver) -> None:
+    pool = FairQueuePool(driver.connect, pool_size=2, max_overflow=0, timeout=10)
+    handed: list[Any] = []
+    handled = 0
+
+    def handle(*_: object) -> None:
+        nonlocal handled
+        if handed:
+            handed.pop().close()
+        pool.stats()
+        handled += 1
+
+    before = signal.signal(signal.SIGALRM, handle)
+    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+    try:
+        until = time.monotonic() + 1.0
+        while time.monotonic() < until:
+            handed.append(pool.connect())
+            with pool.connect():
+                pass
+            wait_until(lambda: not handed)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert handled > 10
+    assert_whole(pool, driver)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_connections_that_finalisers_give_back_reach_those_who_wait(driver: ScriptedDriver) -> None:
+    engine = driver.engine(pool_size=3, max_overflow=2, pool_timeout=10)
+    threshold = gc.get_threshold()
+    gc.set_threshold(20)
+    failed: list[BaseException] = []
+
+    def work(seed: int) -> None:
+        chance = random.Random(seed)  # noqa: S311  # not for secrets
+        try:
+            for _ in range(150):
+                connection = engine.connect()
+                connection.execute(sa.text("SELECT 1"))
+                if chance.random() < 0.9:
+                    connection.close()
+                # the others are unreachable cycles now
+                del connection
+        except BaseException as error:  # kept for the test
+            failed.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    finally:
+        gc.set_threshold(*threshold)
+    assert failed == []
+    assert_whole(engine.pool, driver)
+
+
+class SetClock:
+    """Be the wall clock, off by so much."""
+
+    def __init__(self) -> None:
+        self.off = 0.0
+        self._read = time.time
+
+    def __call__(self) -> float:
+        return self._read() + self.off
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SetClock:
+    clock = SetClock()
+    monkeypatch.setattr(time, "time", clock)
+    return clock
+
+
+@pytest.mark.parametrize("step", [3600.0, -3600.0])
+def test_a_wall_clock_that_is_set_changes_nothing(driver: ScriptedDriver, clock: SetClock, step: float) -> None:
+    pool = FairQueuePool(driver.connect, pool_size=1, max_overflow=0, recycle=600, **BEYOND_QUEUEPOOL)
+    held = pool.connect()
+    (caller,) = line_up(pool, 1, timeout=10)
+    clock.off = step
+    with pytest.raises(PoolTimeout):
+        pool.connect(timeout=0.1)
+    held.close()
+    caller.answer()
+    caller.give_back()
+    for _ in range(3):
+        pool.connect().close()
+    assert driver.opened == 1
+    held = pool.connect()
+    pool._invalidate(held)
+    held.close()
+    clock.off = 0.0
+    for _ in range(3):
+        pool.connect().close()
+        clock.off = step
+    assert driver.opened == 2
+
+
+@pytest.mark.parametrize("step", [3600.0, -3600.0])
+def test_a_whole_pool_that_is_invalidated_reconnects_once(
+    driver: ScriptedDriver, clock: SetClock, step: float
+) -> None:
+    pool = FairQueuePool(driver.connect, pool_size=3, max_overflow=0)
+    held = [pool.connect() for _ in range(3)]
+    pool._invalidate(held[0])
+    for connection in held:
+        connection.close()
+    clock.off = step
+    for _ in range(3):
+        held = [pool.connect() for _ in range(3)]
+        for connection in held:
+            connection.close()
+    assert (driver.opened, driver.closed) == (6, 3)
+
+
+def test_recycling_goes_by_age(driver: ScriptedDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = FairQueuePool(driver.connect, pool_size=1, max_overflow=0, recycle=600, monotonic=True)
+    pool.connect().close()
+    read = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: read() + 601)
+    pool.connect().close()
+    pool.connect().close()
+    assert driver.opened == 2
+    assert pool.stats().closed == {"recycled": 1}
+
+
+@pytest.mark.parametrize("how", ["held", "waiting", "opening"])
+def test_the_interpreter_ends_whatever_the_pool_is_at(how: str) -> None:
+    program = f"""
+import threading, time
+from sqlspec.pool import BEYOND_QUEUEPOOL, FairQueuePool
+from sqlspec.testing import ScriptedDriver
+driver = ScriptedDriver()
+pool = FairQueuePool(driver.connect, pool_size=1, max_overflow=1, leak_seconds=1, **BEYOND_QUEUEPOOL)
+held = pool.connect()
+if {how!r} == "opening":
+    driver.hang("connect")
+if {how!r} != "held":
+    held_too = pool.connect() if {how!r} == "waiting" else None
+    threading.Thread(target=pool.connect, daemon=True).start()
+    while not pool.stats().waiters:
+        time.sleep(0.001)
+print("done")
+"""
+    begin = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+    assert time.monotonic() - begin < 20
+
+
+def test_threads_that_do_everything_at_once_lose_nothing(driver: ScriptedDriver) -> None:
+    pool = FairQueuePool(driver.connect, pool_size=4, max_overflow=2, timeout=10, **BEYOND_QUEUEPOOL)
+    until, failed = time.monotonic() + float(os.environ.get("SQLSPEC_SECONDS", "1")), []
+
+    def work(seed: int) -> None:
+        chance = random.Random(seed)  # noqa: S311  # not for secrets
+        while time.monotonic() < until:
+            try:
+                connection = pool.connect(timeout=chance.choice([None, 0.001, 5]))
+            except PoolTimeout:
+                continue
+            except driver.Error:
+                continue
+            except BaseException as error:  # kept for the test
+                failed.append(error)
+                return
+            dice = chance.random()
+            if dice < 0.1:
+                connection.invalidate()
+            elif dice < 0.15:
+                pool.resize(chance.randint(1, 6), chance.randint(0, 3))
+            elif dice < 0.2:
+                del connection
+                continue
+            elif dice < 0.22:
+                driver.fail("connect", times=1)
+            if chance.random() < 0.3:
+                time.sleep(0.0005)
+            connection.close()
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    driver.heal()
+    assert failed == []
+    assert_whole(pool, driver)
