@@ -64,7 +64,7 @@ def find_place(frame: FrameType | None, further: Callable[[], FrameType | None] 
         kind = _kinds.get(code.co_filename)
         if kind is None:
             kind = _kinds[code.co_filename] = _kind(code.co_filename)
-        if kind == _APPLICATION:
+        if kind == _APPLICATION and not (code.co_filename == "<string>" and _is_generated(frame)):
             return code, frame.f_lasti
         last = code, frame.f_lasti
         if kind == _LIBRARY and nearest is None:
@@ -73,8 +73,13 @@ def find_place(frame: FrameType | None, further: Callable[[], FrameType | None] 
     return nearest or last or (find_place.__code__, 0)
 
 
+def _is_generated(frame: FrameType) -> bool:
+    """Tell whether SQLAlchemy has made this code; its releases before 2.1 give it the name of ``python -c``."""
+    return str(frame.f_globals.get("__name__")).startswith("sqlalchemy.")
+
+
 def _kind(filename: str) -> int:
-    if filename.startswith(_OWN_FOLDERS) or filename == contextlib.__file__:
+    if filename.startswith((*_OWN_FOLDERS, "<sqlalchemy generated")) or filename == contextlib.__file__:
         return _OURS
     installed = f"{os.sep}site-packages{os.sep}" in filename or f"{os.sep}dist-packages{os.sep}" in filename
     if installed or filename.startswith((_STANDARD_LIBRARY, "<frozen ")):

@@ -102,8 +102,9 @@ def _describe(group: Sequence[Holder]) -> str:
 def _hint(slots: Slots, stats: PoolStats, holding: Sequence[Holder], own: Sequence[Place]) -> str:
     if own:
         return f"this caller holds a connection itself, checked out at {own[0]}: use that one, or close it first"
-    used = {slot.mark[1] for slot in slots.all() if slot.mark is not None}
-    nested = sum(waiter.owner in used for waiter in list(slots.waiters))
+    # compared, not hashed: a weak reference to a task that is gone has no hash
+    owners = [slot.mark[1] for slot in slots.all() if slot.mark is not None]
+    nested = sum(waiter.owner in owners for waiter in list(slots.waiters))
     if nested:
         return f"{nested} of the holders wait for a second connection: each should do with the one it has"
     if any(holder.owner.endswith("(ended)") for holder in holding):

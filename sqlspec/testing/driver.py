@@ -9,7 +9,7 @@ import re
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import sqlalchemy
 from sqlalchemy.dialects import registry
@@ -20,10 +20,16 @@ from sqlspec.pool import FairQueuePool
 __all__ = ["Phase", "Rows", "ScriptedConnection", "ScriptedCursor", "ScriptedDriver"]
 
 Phase = Literal["connect", "ping", "execute", "commit", "rollback", "close"]
-# What a statement returns; rows that are mappings name their columns. None: it returns no rows, as an INSERT.
+# What a statement returns. Rows that are mappings name their columns; others have the names that the statement gives.
+# None: it returns no rows, as an INSERT.
 Rows = Sequence[Sequence[Any] | Mapping[str, Any]] | None
 
 _QUERY = re.compile(r"\s*\(?\s*(SELECT|VALUES|WITH|SHOW|EXPLAIN)\b|.*\bRETURNING\b", re.IGNORECASE | re.DOTALL)
+# what stands between SELECT and FROM, or behind RETURNING; a comma that is not between brackets
+_COLUMNS = re.compile(
+    r"(?:\s*SELECT\s+(?:DISTINCT\s+)?|.*\bRETURNING\s+)(.+?)(?:\bFROM\b.*|$)", re.IGNORECASE | re.DOTALL
+)
+_COMMA = re.compile(r",(?![^()]*\))")
 
 
 class Error(Exception):
@@ -128,7 +134,7 @@ class ScriptedDriver:
         self._is_stopped = False
         self.opened = self.closed = self.double_closes = self.uses_after_close = 0
         self.calls: Counter[Phase] = Counter()
-        self._last_row = itertools.count(1)
+        self._row_ids = itertools.count(1)
 
     def __repr__(self) -> str:
         state = "stopped" if self._is_stopped else "running"
@@ -188,8 +194,9 @@ class ScriptedDriver:
             self._is_stopped = False
 
     def _add(self, phase: Phase, fault: _Fault) -> None:
-        if phase not in Phase.__args__:  # type: ignore[attr-defined]  # typing knows it at run time
-            raise ValueError(f"there is no phase {phase!r}: it is one of {', '.join(Phase.__args__)}")  # type: ignore[attr-defined]
+        phases = get_args(Phase)
+        if phase not in phases:
+            raise ValueError(f"there is no phase {phase!r}: it is one of {', '.join(phases)}")
         with self._lock:
             self._faults.append((phase, fault))
 
@@ -313,26 +320,22 @@ class ScriptedCursor:
 
     def execute(self, operation: str, parameters: Any = ()) -> None:
         """Execute a statement with one set of parameters."""
-        self._run()
-        self._give(self.connection.driver._rows_of(operation, parameters), 1)
+        self._run(operation, parameters, 1)
 
     def executemany(self, operation: str, seq_of_parameters: Iterable[Any]) -> None:
         """Execute a statement once, with many sets of parameters."""
         sets = list(seq_of_parameters)
-        self._run()
-        self._give(self.connection.driver._rows_of(operation, sets), len(sets))
+        self._run(operation, sets, len(sets))
 
-    def _run(self) -> None:
+    def _run(self, statement: str, parameters: Any, affected: int) -> None:
         self._check_open()
         self.connection._run("execute")
-
-    def _give(self, rows: Rows, affected: int) -> None:
+        rows = self.connection.driver._rows_of(statement, parameters)
         if rows is None:
             self.description, self.rowcount, self._left = None, affected, deque()
-            self.lastrowid = next(self.connection.driver._last_row)
+            self.lastrowid = next(self.connection.driver._row_ids)
             return
-        names = _names(rows)
-        self.description = [(name, None, None, None, None, None, None) for name in names]
+        self.description = [(name, None, None, None, None, None, None) for name in _names(statement, rows)]
         self.rowcount = len(rows)
         self._left = deque(tuple(row.values()) if isinstance(row, Mapping) else tuple(row) for row in rows)
 
@@ -392,7 +395,7 @@ class ScriptedDialect(DefaultDialect):
         if self._is_initializing:
             self._is_initializing = False
         else:
-            super().do_rollback(dbapi_connection)
+            dbapi_connection.rollback()
 
     def do_ping(self, dbapi_connection: Any) -> bool:
         """Go through the phase ``ping``."""
@@ -411,6 +414,12 @@ def _normal(statement: str) -> str:
     return " ".join(statement.split())
 
 
-def _names(rows: Sequence[Any]) -> list[str]:
-    first = rows[0] if rows else ()
-    return list(first) if isinstance(first, Mapping) else [f"column_{number}" for number in range(1, len(first) + 1)]
+def _names(statement: str, rows: Sequence[Any]) -> list[str]:
+    """Return the names of the columns, as far as they can be told from a statement that no database has read."""
+    if rows and isinstance(rows[0], Mapping):
+        return list(rows[0])
+    found = _COLUMNS.match(statement)
+    names = [re.split(r"[\s.]", item.strip())[-1].strip('"`') for item in _COMMA.split(found[1])] if found else []
+    if rows and len(rows[0]) != len(names):
+        return [f"column_{number}" for number in range(1, len(rows[0]) + 1)]
+    return names
