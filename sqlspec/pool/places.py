@@ -15,20 +15,47 @@ from typing import Any, NamedTuple
 
 import sqlalchemy
 
-__all__ = ["Mark", "Owner", "Place", "describe_owner", "find_place", "shape"]
+__all__ = ["Mark", "Owner", "Place", "find_place", "shape"]
 
 # How far up the stack to look for the application's own code.
 _DEPTH = 40
 _OURS, _LIBRARY, _APPLICATION = range(3)
-_OWN_FOLDERS = tuple(
-    os.path.dirname(os.path.dirname(path) if path == __file__ else path) + os.sep
-    for path in (sqlalchemy.__file__, os.path.abspath(__file__))
+_OWN_FOLDERS = (
+    os.path.dirname(sqlalchemy.__file__) + os.sep,
+    os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep,
 )
 _STANDARD_LIBRARY = sysconfig.get_path("stdlib") + os.sep
 # file name to kind; an application has a bounded number of files
 _kinds: dict[str, int] = {}
 
-Owner = threading.Thread | weakref.ref[Any]
+
+class Owner:
+    """Be the thread or the task that holds connections, and remember which."""
+
+    __slots__ = ("_thread_or_task", "held")
+
+    def __init__(self, thread_or_task: threading.Thread | weakref.ref[asyncio.Task[Any]]) -> None:
+        self._thread_or_task = thread_or_task
+        # slots by weak reference; kept by pools that mind nested checkouts only
+        self.held: dict[Any, None] = {}
+
+    @property
+    def has_ended(self) -> bool:
+        """Tell whether the thread or task is over."""
+        who = self._thread_or_task
+        if isinstance(who, threading.Thread):
+            return not who.is_alive()
+        task = who()
+        return task is None or task.done()
+
+    def __str__(self) -> str:
+        who = self._thread_or_task
+        if isinstance(who, threading.Thread):
+            name = f"thread {who.name}"
+        else:
+            task = who()
+            name = "a task" if task is None else f"task {task.get_name()}"
+        return f"{name} (ended)" if self.has_ended else name
 
 
 class Place(NamedTuple):
@@ -43,9 +70,9 @@ class Place(NamedTuple):
         return f"{self.code.co_filename}:{line} in {self.code.co_name}"
 
 
-# A checkout: since when by the monotonic clock, by whom, code and instruction of where, and the dictionary of what
-# its owner holds, where that is kept. A plain tuple, since every checkout makes one.
-Mark = tuple[float, Owner, CodeType, int, dict[Any, None] | None]
+# A checkout: since when by the monotonic clock, by whom, code and instruction of where. A plain tuple, since every
+# checkout makes one.
+Mark = tuple[float, Owner, CodeType, int]
 
 
 def find_place(frame: FrameType | None, further: Callable[[], FrameType | None] | None = None) -> tuple[CodeType, int]:
@@ -85,16 +112,6 @@ def _kind(filename: str) -> int:
     if installed or filename.startswith((_STANDARD_LIBRARY, "<frozen ")):
         return _LIBRARY
     return _APPLICATION
-
-
-def describe_owner(owner: Owner) -> str:
-    """Return the name of a thread or task, and whether it has ended."""
-    if isinstance(owner, threading.Thread):
-        return f"thread {owner.name}" if owner.is_alive() else f"thread {owner.name} (ended)"
-    task: asyncio.Task[Any] | None = owner()
-    if task is None:
-        return "a task (ended)"
-    return f"task {task.get_name()} (ended)" if task.done() else f"task {task.get_name()}"
 
 
 def shape(statement: str, quote: str = '"') -> str:

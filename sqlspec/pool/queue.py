@@ -7,14 +7,17 @@ import logging
 import sys
 import threading
 import time
+from collections.abc import Callable
+from types import FrameType
 from typing import Any, cast
 
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
+from sqlalchemy.pool.base import _ConnectionFairy
 
 from sqlspec.exceptions import PoolTimeout, SQLSpecError
 from sqlspec.pool.handover import HandOverPool, checkout_deadline
 from sqlspec.pool.housekeeping import look_after
-from sqlspec.pool.places import Mark, Owner, Place, describe_owner, find_place
+from sqlspec.pool.places import Mark, Owner, Place, find_place
 from sqlspec.pool.reports import explain_timeout, holders, place_of, report_drop, report_leaks
 from sqlspec.pool.slots import Slot
 from sqlspec.pool.stats import Holder, PoolStats
@@ -78,17 +81,17 @@ class FairQueuePool(HandOverPool):
             Exception: the driver's error, where it cannot connect.
         """
         if timeout is None:
-            return super().connect()
+            return _ConnectionFairy._checkout(self)
         token = checkout_deadline.set(time.monotonic() + timeout)
         try:
-            return super().connect()
+            return _ConnectionFairy._checkout(self)
         finally:
             checkout_deadline.reset(token)
 
     def _do_get(self) -> ConnectionPoolEntry:
-        slots = self._pool
-        minds_nesting = self._nested_checkout != "allow"
-        held = self._mind_nesting() if minds_nesting else None
+        slots, owner = self._pool, self._owner()
+        if owner.held:
+            self._mind_nesting(owner)
         slot = None
         if not slots.waiters:
             try:  # noqa: SIM105  # suppress() would cost more than all the rest
@@ -98,10 +101,11 @@ class FairQueuePool(HandOverPool):
         if slot is None:
             slot = self._wait_for_slot()
         slot.statement = None
-        code, instruction = self._find_place()
-        slot.mark = (time.monotonic(), self._owner(), code, instruction, held)
-        if held is not None:
-            held[slot.ref] = None
+        # from the caller of connect(), _ConnectionFairy._checkout, _ConnectionRecord.checkout on
+        code, instruction = find_place(sys._getframe(4), self._further)
+        slot.mark = (time.monotonic(), owner, code, instruction)
+        if self._minds_nesting:
+            owner.held[slot.ref] = None
         if self._leak_seconds is not None and not slots.is_looked_after:
             self._look_after()
         return slot
@@ -153,21 +157,16 @@ class FairQueuePool(HandOverPool):
     def _new_waiter(self) -> Waiter:
         return Waiter(self._owner(), contextvars.copy_context() if self._open_aside else None)
 
+    # where the stack goes on that ends
+    _further: Callable[[], FrameType | None] | None = None
+
     def _owner(self) -> Owner:
-        return threading.current_thread()
-
-    def _find_place(self) -> tuple[Any, int]:
-        # from the caller of Pool.connect, _ConnectionFairy._checkout, _ConnectionRecord.checkout, _do_get
-        return find_place(sys._getframe(4))
-
-    def _held(self) -> dict[Any, None]:
-        """Return the slots that this thread holds."""
         local = self._pool.local
         try:
-            return cast("dict[Any, None]", local.held)
+            return cast("Owner", local.owner)
         except AttributeError:
-            local.held = {}
-            return cast("dict[Any, None]", local.held)
+            owner = local.owner = Owner(threading.current_thread())
+            return owner
 
     def _was_dropped(self, slot: Slot) -> bool:
         """Tell whether a slot whose connection was detached was in truth dropped by its borrower."""
@@ -178,24 +177,17 @@ class FairQueuePool(HandOverPool):
 
     # -- what callers are told
 
-    def _mind_nesting(self) -> dict[Any, None]:
-        held = self._held()
-        if held:
-            marks = [slot.mark for ref in list(held) if (slot := ref()) is not None and slot.mark is not None]
-            if marks:
-                self._tell_of_nesting(place_of(marks[0]))
-            else:
-                held.clear()
-        return held
-
-    def _tell_of_nesting(self, first: Place) -> None:
-        owner = describe_owner(self._owner())
-        told = f"{owner} asks for another connection while it holds one, checked out at {first}"
+    def _mind_nesting(self, owner: Owner) -> None:
+        held = [slot.mark for ref in list(owner.held) if (slot := ref()) is not None and slot.mark is not None]
+        if not held:
+            owner.held.clear()
+            return
+        told = f"{owner} asks for another connection while it holds one, checked out at {place_of(held[0])}"
         if self._nested_checkout == "refuse":
             self._pool.tally.note("refused")
             raise SQLSpecError(f"{told}: use that one, or close it first")
-        here = Place(*self._find_place())
-        if self._pool.is_news((first, here)):
+        here = Place(*find_place(sys._getframe(1), self._further))
+        if self._pool.is_news((place_of(held[0]), here)):
             _logger.warning("%s; now at %s. Where every holder does that, all wait for each other", told, here)
 
     def _timed_out(self, timeout: float) -> PoolTimeout:
@@ -204,7 +196,7 @@ class FairQueuePool(HandOverPool):
             f"QueuePool limit of size {slots.maxsize} overflow {slots.max_overflow} reached, connection timed out, "
             f"timeout {timeout:0.2f}"
         )
-        own = [slot.mark for slot in slots.all() if slot.mark is not None and slot.mark[1] == me]
+        own = [slot.mark for slot in slots.all() if slot.mark is not None and slot.mark[1] is me]
         error = PoolTimeout(explain_timeout(limit, slots, self.get_holders(), own))
         if slots.last_failure is not None:
             error.__cause__ = slots.last_failure[1]

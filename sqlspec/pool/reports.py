@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
-from sqlspec.pool.places import Mark, Place, describe_owner, shape
+from sqlspec.pool.places import Mark, Place, shape
 from sqlspec.pool.slots import Slots
 from sqlspec.pool.stats import Holder, PoolStats
 
@@ -34,7 +34,7 @@ def holders(slots: Slots, quote: str) -> list[Holder]:
         mark, statement = slot.mark, slot.statement
         if mark is not None:
             shown = None if statement is None else shape(statement, quote)
-            found.append(Holder(str(place_of(mark)), describe_owner(mark[1]), now - mark[0], shown))
+            found.append(Holder(str(place_of(mark)), str(mark[1]), now - mark[0], shown))
     return sorted(found, key=lambda holder: -holder.seconds)
 
 
@@ -46,7 +46,7 @@ def report_drop(mark: Mark) -> None:
         "a connection was not closed: the garbage collector gave it back; it was checked out %.3g s ago by %s at %s. "
         "Close it, or use a with block",
         time.monotonic() - mark[0],
-        describe_owner(mark[1]),
+        mark[1],
         place_of(mark),
     )
 
@@ -61,7 +61,7 @@ def report_leaks(slots: Slots, leak_seconds: float) -> None:
             _logger.warning(
                 "a connection has been checked out for %.3g s by %s at %s: is it closed on every path?",
                 now - mark[0],
-                describe_owner(mark[1]),
+                mark[1],
                 place_of(mark),
             )
 
@@ -102,7 +102,6 @@ def _describe(group: Sequence[Holder]) -> str:
 def _hint(slots: Slots, stats: PoolStats, holding: Sequence[Holder], own: Sequence[Place]) -> str:
     if own:
         return f"this caller holds a connection itself, checked out at {own[0]}: use that one, or close it first"
-    # compared, not hashed: a weak reference to a task that is gone has no hash
     owners = [slot.mark[1] for slot in slots.all() if slot.mark is not None]
     nested = sum(waiter.owner in owners for waiter in list(slots.waiters))
     if nested:

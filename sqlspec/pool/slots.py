@@ -14,7 +14,7 @@ from typing import Any, Protocol, cast
 
 from sqlalchemy.pool.base import _ConnectionRecord
 
-from sqlspec.pool.places import Mark
+from sqlspec.pool.places import Mark, Owner
 from sqlspec.pool.stats import PoolStats, Tally
 from sqlspec.pool.waiters import Waiter
 
@@ -33,7 +33,7 @@ class Home(Protocol):
     dispatch: Any
     logger: Any
 
-    def _return_conn(self, record: Any) -> None: ...
+    def _do_return_conn(self, record: Any) -> None: ...
 
     def _lost(self, ref: weakref.ref[Slot]) -> None: ...
 
@@ -173,7 +173,7 @@ class Slot(_ConnectionRecord):
             self.invalidate(error)
             raise
         finally:
-            home._return_conn(self)
+            home._do_return_conn(self)
         if mark is not None and borrower is not None and borrower() is None:
             home._report_drop(mark)
 
@@ -209,9 +209,9 @@ class Slots:
         self.is_looked_after = False
         # when and why connecting failed last, None after a success
         self.last_failure: tuple[float, BaseException] | None = None
-        # what threads and tasks hold, for the pool that minds nested checkouts
+        # who checks out: the owner that is a thread, in its local variables, and those that are tasks
         self.local = threading.local()
-        self.held_by_tasks: weakref.WeakKeyDictionary[Any, dict[Any, None]] = weakref.WeakKeyDictionary()
+        self.owners: weakref.WeakKeyDictionary[Any, Owner] = weakref.WeakKeyDictionary()
         # the pool's own work on an event loop
         self.tasks: set[Any] = set()
         self._news: dict[object, None] = {}
