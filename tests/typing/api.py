@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, assert_type
 
 import sqlalchemy as sa
 from pydantic import SecretStr
 from sqlalchemy import CursorResult, Engine, Result, Row
+from sqlalchemy.pool import PoolProxiedConnection, QueuePool
 
 from sqlspec import (
     ConfigError,
@@ -15,6 +16,7 @@ from sqlspec import (
     ConnectionTimeout,
     Cursor,
     EnvironmentConfig,
+    Holder,
     PoolStats,
     PoolTimeout,
     Savepoint,
@@ -24,7 +26,9 @@ from sqlspec import (
 )
 from sqlspec.adapters import MySQLConfig, PostgreSQLConfig, SQLiteConfig, SQLiteConnectionConfig
 from sqlspec.config import NoPoolSyncConfig, SyncDatabaseConfig
+from sqlspec.pool import AsyncFairQueuePool, FairQueuePool, Timing
 from sqlspec.session.result import DriverResult
+from sqlspec.testing import ScriptedDriver, assert_no_leaks
 
 
 def registry() -> None:
@@ -36,6 +40,11 @@ def registry() -> None:
         assert_type(spec.get_engine("primary"), Engine)
         assert_type(spec.get_pool_stats("primary"), PoolStats)
         assert_type(spec.get_pool_stats("primary").overflow, int)
+        assert_type(spec.get_pool_stats("primary").wait, Timing)
+        assert_type(spec.get_pool_stats("primary").closed, Mapping[str, int])
+        assert_type(spec.get_holders("primary"), list[Holder])
+        spec.resize_pool("primary", pool_size=5, max_overflow=0)
+        spec.resize_pool("primary", 5)  # type: ignore[call-arg]  # sizes are named
         assert_type(SQLSpec.from_env({"primary": "DB_"}), SQLSpec)
         assert_type(SQLSpec.from_toml("sqlspec.toml"), SQLSpec)
         assert_type(EnvironmentConfig.from_env(), SyncDatabaseConfig)
@@ -74,6 +83,23 @@ def connections(spec: SQLSpec) -> None:
         assert_type(connection.age, float)
         assert_type(connection.query_count, int)
     assert_type(spec.create_connection("primary"), Connection)
+
+
+def pools(pool: FairQueuePool) -> None:
+    assert_type(pool.connect(timeout=1.0), PoolProxiedConnection)
+    assert_type(pool.stats(), PoolStats)
+    assert_type(pool.get_holders()[0].statement, str | None)
+    assert_type(pool.close(timeout=1.0), int)
+    assert_type(pool.total(), int)
+    queue_pool: QueuePool = pool
+    sa.create_engine("sqlite:///app.db", poolclass=AsyncFairQueuePool, pool_size=queue_pool.size())
+
+
+def drivers(driver: ScriptedDriver) -> None:
+    assert_type(driver.engine(pool_size=1), Engine)
+    driver.fail("connect", times=1)
+    driver.fail("conect")  # type: ignore[arg-type]  # no such phase
+    assert_no_leaks(driver.engine(), timeout=1.0)
 
 
 def configs() -> None:
