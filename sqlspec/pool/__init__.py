@@ -4,7 +4,7 @@ from sqlspec.pool.aio import AsyncFairQueuePool
 from sqlspec.pool.handover import NestedCheckout, checkout_deadline
 from sqlspec.pool.liveness import PrePing
 from sqlspec.pool.queue import BEYOND_QUEUEPOOL, FairQueuePool
-from sqlspec.pool.statements import follow_statements, note_statement
+from sqlspec.pool.statements import follow_statements, slot_of
 from sqlspec.pool.stats import Holder, PoolStats, Timing
 
 __all__ = [
@@ -18,5 +18,5 @@ __all__ = [
     "Timing",
     "checkout_deadline",
     "follow_statements",
-    "note_statement",
+    "slot_of",
 ]

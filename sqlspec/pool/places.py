@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import re
+import sys
 import sysconfig
 import threading
 import weakref
@@ -19,7 +20,7 @@ __all__ = ["Mark", "Owner", "Place", "find_place", "shape"]
 
 # How far up the stack to look for the application's own code.
 _DEPTH = 40
-_OURS, _LIBRARY, _APPLICATION = range(3)
+_OURS, _LIBRARY, _APPLICATION, _UNSURE = range(4)
 _OWN_FOLDERS = (
     os.path.dirname(sqlalchemy.__file__) + os.sep,
     os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep,
@@ -27,6 +28,9 @@ _OWN_FOLDERS = (
 _STANDARD_LIBRARY = sysconfig.get_path("stdlib") + os.sep
 # file name to kind; an application has a bounded number of files
 _kinds: dict[str, int] = {}
+# Ways from the application to find_place(): how far up the stack, and the functions which it calls there.
+_ways: tuple[tuple[int, dict[int, CodeType]], ...] = ()
+_WAYS = 6
 
 
 class Owner:
@@ -75,29 +79,61 @@ class Place(NamedTuple):
 Mark = tuple[float, Owner, CodeType, int]
 
 
-def find_place(frame: FrameType | None, further: Callable[[], FrameType | None] | None = None) -> tuple[CodeType, int]:
+def find_place(further: Callable[[], FrameType | None] | None = None) -> tuple[CodeType, int]:
     """Return the code and the instruction of the application's own code on the stack.
 
     Where there is none, it is the code nearest to SQLAlchemy and sqlspec. ``further`` gives the frame with which a
     stack goes on that ends.
     """
+    # Each frame that is looked at costs about as much as a tenth of a checkout, so that known ways are tried first.
+    for depth, callees in _ways:
+        try:
+            frame = sys._getframe(depth)
+        except ValueError:
+            break
+        caller = frame.f_back
+        if id(frame.f_code) in callees and caller is not None:
+            code = caller.f_code
+            if _kinds.get(code.co_filename) == _APPLICATION:
+                return code, caller.f_lasti
+    return _search(sys._getframe(1), further)
+
+
+def _search(frame: FrameType | None, further: Callable[[], FrameType | None] | None) -> tuple[CodeType, int]:
     nearest = last = None
+    # of the frames beneath find_place(), whose own has the depth 0
+    depth = 0
     for _ in range(_DEPTH):
         if frame is None and further is not None:
-            frame, further = further(), None
+            frame, further, depth = further(), None, -_DEPTH
         if frame is None:
             break
         code = frame.f_code
         kind = _kinds.get(code.co_filename)
         if kind is None:
             kind = _kinds[code.co_filename] = _kind(code.co_filename)
-        if kind == _APPLICATION and not (code.co_filename == "<string>" and _is_generated(frame)):
+        if kind == _UNSURE:
+            kind = _OURS if _is_generated(frame) else _APPLICATION
+        if kind == _APPLICATION:
+            if nearest is None and last is not None and depth > 0:
+                _learn(depth, last[0])
             return code, frame.f_lasti
         last = code, frame.f_lasti
         if kind == _LIBRARY and nearest is None:
             nearest = last
-        frame = frame.f_back
+        frame, depth = frame.f_back, depth + 1
     return nearest or last or (find_place.__code__, 0)
+
+
+def _learn(depth: int, callee: CodeType) -> None:
+    """Remember a way from the application to the pool on which there is only SQLAlchemy and sqlspec."""
+    global _ways  # replaced, not changed, for those who go through it
+    ways = {known: dict(callees) for known, callees in _ways}
+    if depth in ways or len(ways) < _WAYS:
+        # by identity, since the hash of code takes long; the code is kept so that its identity stays its own
+        ways.setdefault(depth, {})[id(callee)] = callee
+        # the shortest first, since that ends at the nearest place
+        _ways = tuple(sorted(ways.items()))
 
 
 def _is_generated(frame: FrameType) -> bool:
@@ -106,6 +142,8 @@ def _is_generated(frame: FrameType) -> bool:
 
 
 def _kind(filename: str) -> int:
+    if filename == "<string>":
+        return _UNSURE
     if filename.startswith((*_OWN_FOLDERS, "<sqlalchemy generated")) or filename == contextlib.__file__:
         return _OURS
     installed = f"{os.sep}site-packages{os.sep}" in filename or f"{os.sep}dist-packages{os.sep}" in filename

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextvars
 import logging
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -101,8 +100,7 @@ class FairQueuePool(HandOverPool):
         if slot is None:
             slot = self._wait_for_slot()
         slot.statement = None
-        # from the caller of connect(), _ConnectionFairy._checkout, _ConnectionRecord.checkout on
-        code, instruction = find_place(sys._getframe(4), self._further)
+        code, instruction = find_place(self._further)
         slot.mark = (time.monotonic(), owner, code, instruction)
         if self._minds_nesting:
             owner.held[slot.ref] = None
@@ -186,7 +184,7 @@ class FairQueuePool(HandOverPool):
         if self._nested_checkout == "refuse":
             self._pool.tally.note("refused")
             raise SQLSpecError(f"{told}: use that one, or close it first")
-        here = Place(*find_place(sys._getframe(1), self._further))
+        here = Place(*find_place(self._further))
         if self._pool.is_news((place_of(held[0]), here)):
             _logger.warning("%s; now at %s. Where every holder does that, all wait for each other", told, here)
 

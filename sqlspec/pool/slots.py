@@ -87,13 +87,13 @@ class Slot(_ConnectionRecord):
         """Return the connection; a new one where there is none, or where it must not be used any more."""
         home = self.home
         if (
-            self.dbapi_connection is not None
-            and self.generation == home._pool.generation
-            and not self._soft_invalidate_time
-            and (home._recycle < 0 or self._age() <= home._recycle)
+            self.dbapi_connection is None
+            or self.generation != home._pool.generation
+            or self._soft_invalidate_time
+            or (0 <= home._recycle < self._age())
         ):
-            return self.dbapi_connection
-        return self._connect_anew()
+            return self._connect_anew()
+        return self.dbapi_connection
 
     def _age(self) -> float:
         return time.monotonic() - (self.opened_at or 0.0) if self.home._monotonic else time.time() - self.starttime

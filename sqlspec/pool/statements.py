@@ -7,16 +7,15 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from sqlspec.pool.slots import Slot
-
-__all__ = ["follow_statements", "note_statement"]
+__all__ = ["follow_statements", "slot_of"]
 
 
-def note_statement(proxy: Any, statement: str) -> None:
-    """Remember the text of the statement that runs on a pooled connection. Values are not in it."""
-    slot = proxy._connection_record
-    if isinstance(slot, Slot):
-        slot.statement = statement
+def slot_of(proxy: Any) -> Any:
+    """Return what remembers the statement of a pooled connection, in its attribute ``statement``.
+
+    It takes the text of a statement, never its values. Other pools' records take it as well, and do nothing with it.
+    """
+    return proxy._connection_record
 
 
 def follow_statements(engine: Engine) -> None:
@@ -31,8 +30,9 @@ def follow_statements(engine: Engine) -> None:
         def execute_and_note(cursor: Any, statement: str, *arguments: Any) -> Any:
             context = arguments[-1]
             proxy = None if context is None else context.root_connection._dbapi_connection
-            if proxy is not None:
-                note_statement(proxy, statement)
+            slot = None if proxy is None else proxy._connection_record
+            if slot is not None:
+                slot.statement = statement
             return execute(cursor, statement, *arguments)
 
         return execute_and_note

@@ -15,7 +15,7 @@ from sqlalchemy.pool import PoolProxiedConnection
 from sqlspec.adapters import Driver
 from sqlspec.engine import borrow, discard
 from sqlspec.exceptions import SQLSpecWarning
-from sqlspec.pool import note_statement
+from sqlspec.pool import slot_of
 from sqlspec.session.placeholders import PlaceholderError, Statement, bind, bind_rows, rows_of
 
 __all__ = ["Connection", "Cursor"]
@@ -39,6 +39,7 @@ class Connection:
         self._driver = driver
         self._dialect = dialect
         self._connection: Any = proxy.dbapi_connection
+        self._slot = slot_of(proxy)
         self._cursors: weakref.WeakSet[Cursor] = weakref.WeakSet()
         self._closed = self._invalidated = False
         # _open: a transaction may be open on the server; _works: it changed something; _begun: begin() was called;
@@ -223,7 +224,8 @@ class Connection:
             borrow(self._proxy, self._driver, self._driver.autocommit)
 
     def _before(self, statement: Statement) -> None:
-        note_statement(self._live(), statement.text)
+        self._live()
+        self._slot.statement = statement.text
         self._count(_QUERIES)
         if self._driver.autocommit and not self._begun:
             return

@@ -13,7 +13,7 @@ from sqlalchemy.pool import PoolProxiedConnection
 from sqlspec.adapters import Driver, TransactionOptions
 from sqlspec.engine import adopt_transaction, borrow, discard
 from sqlspec.exceptions import PoolClosed
-from sqlspec.pool import note_statement
+from sqlspec.pool import slot_of
 from sqlspec.session.placeholders import PlaceholderError, Statement, bind, bind_rows, rows_of
 from sqlspec.session.result import DriverResult, NoCursor, columns_of
 from sqlspec.session.savepoint import Savepoint
@@ -51,6 +51,8 @@ class Session:
     # What changes while the session lives; its beginning stands here, since a session per statement is common.
     _proxy: PoolProxiedConnection | None = None
     _driver_connection: Any = None
+    # the pool's, which is told of the statements
+    _slot: Any = None
     # SQLAlchemy's connection over the same proxy, made when something needs it; from then on it alone knows
     # whether there is a transaction, and _in_transaction is False.
     _connection: Connection | None = None
@@ -181,7 +183,7 @@ class Session:
                 connection.begin()
         elif not self._in_transaction:
             self._begin()
-        note_statement(self._proxy, statement.text)
+        self._slot.statement = statement.text
         cursor = None
         try:
             cursor = self._driver_connection.cursor()
@@ -394,6 +396,7 @@ class Session:
                 Connection._handle_dbapi_exception_noconnection(error, self._engine.dialect, self._engine)
         self._proxy = proxy
         self._driver_connection = proxy.dbapi_connection
+        self._slot = slot_of(proxy)
 
     def _require_open(self) -> None:
         if self._closed:
