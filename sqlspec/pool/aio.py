@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import math
-import time
 import weakref
 from collections.abc import Callable
 from contextvars import Context
@@ -31,10 +29,12 @@ __all__ = ["AsyncFairQueuePool"]
 class AsyncWaiter(Waiter):
     """Wait in a task of an event loop."""
 
+    __slots__ = ("_future", "loop")
+
     def __init__(self, owner: Owner, context: Context | None = None) -> None:
         self.owner = owner
         self.context = context
-        self._cell: dict[str, Any] = {}
+        self.decision: dict[str, Any] = {}
         # known once it waits
         self.loop: asyncio.AbstractEventLoop | None = None
         self._future: asyncio.Future[None] | None = None
@@ -50,15 +50,13 @@ class AsyncWaiter(Waiter):
         if self._future is not None and not self._future.done():
             self._future.set_result(None)
 
-    def wait(self, deadline: float) -> None:
+    def wait(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
         self._future = loop.create_future()
         self.loop = loop
-        if self.is_decided:
+        if self.decision:
             return
-        timer = None
-        if deadline != math.inf:
-            timer = loop.call_later(max(0.0, deadline - time.monotonic()), self._open)
+        timer = None if seconds == math.inf else loop.call_later(max(0.0, seconds), self._open)
         try:
             await_only(self._future)
         finally:
@@ -91,8 +89,7 @@ class AsyncFairQueuePool(FairQueuePool, AsyncAdaptedQueuePool):
         # without a loop SQLAlchemy cannot reset what the garbage collector finds, and detaches it
         return slot.proxy is not None and slot.proxy() is None
 
-    def _new_waiter(self) -> Waiter:
-        return AsyncWaiter(self._owner(), contextvars.copy_context() if self._open_aside else None)
+    _waiter = AsyncWaiter
 
     def _owner(self) -> Owner:
         try:

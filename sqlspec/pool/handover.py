@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import gc
 import math
 import sys
@@ -14,7 +15,7 @@ from typing import Any, Literal, cast
 from sqlalchemy.pool import ConnectionPoolEntry, Pool, QueuePool
 
 from sqlspec.exceptions import PoolClosed, PoolTimeout
-from sqlspec.pool.places import Mark
+from sqlspec.pool.places import Mark, Owner
 from sqlspec.pool.slots import Slot, Slots
 from sqlspec.pool.waiters import Waiter
 
@@ -147,7 +148,7 @@ class HandOverPool(QueuePool):
 
     # -- checkout, where no connection is idle
 
-    def _wait_for_slot(self) -> Slot:
+    def _wait_for_slot(self, owner: Owner) -> Slot:
         slots = self._pool
         if slots.is_closed:
             raise PoolClosed(_CLOSED)
@@ -155,18 +156,20 @@ class HandOverPool(QueuePool):
         if limit is not None and len(slots.waiters) - max(0, slots.capacity - len(slots.known)) >= limit:
             slots.tally.note("refused")
             raise PoolTimeout(f"{len(slots.waiters)} callers wait for a connection already, and max_waiters={limit}")
-        begin = time.monotonic()
-        deadline = checkout_deadline.get()
-        if deadline is None:
-            deadline = math.inf if self._timeout is None else begin + self._timeout
-        waiter = self._new_waiter()
+        begin, deadline = time.monotonic(), checkout_deadline.get()
+        patience = (math.inf if self._timeout is None else self._timeout) if deadline is None else deadline - begin
+        waiter = self._waiter(owner, contextvars.copy_context() if self._open_aside else None)
         outcome: Any = None
         try:
             slots.waiters.append(waiter)
-            self._settle()
-            if not waiter.is_decided:
-                self._wait(waiter, deadline, begin + _STARVED)
-                slots.tally.add("wait", time.monotonic() - begin)
+            # who gives back looks for waiters after that, so that nothing is overlooked in between
+            if slots.queue or slots.is_closed or len(slots.known) < slots.capacity:
+                self._settle()
+            if not waiter.decision:
+                waiter.wait(min(patience, _STARVED))
+                if not waiter.decision:
+                    self._wait_on(waiter, begin + patience)
+                slots.tally.waited(time.monotonic() - begin)
         except BaseException:
             outcome = waiter.offer(_GAVE_UP)
             if isinstance(outcome, Slot):
@@ -179,18 +182,16 @@ class HandOverPool(QueuePool):
                 slots.leave(waiter)
         if outcome is _GAVE_UP:
             slots.tally.note("timeouts")
-            raise self._timed_out(deadline - begin)
+            raise self._timed_out(owner, patience)
         if isinstance(outcome, BaseException):
             raise outcome
         if outcome.opened_at is None:
             self._connect_first(outcome)
         return cast("Slot", outcome)
 
-    def _wait(self, waiter: Waiter, deadline: float, starved: float) -> None:
-        while not waiter.is_decided and (now := time.monotonic()) < deadline:
-            if now >= starved:
-                starved = _collect_garbage()
-            waiter.wait(min(deadline, starved))
+    def _wait_on(self, waiter: Waiter, deadline: float) -> None:
+        while not waiter.decision and (now := time.monotonic()) < deadline:
+            waiter.wait(min(deadline, _collect_garbage()) - now)
 
     def _connect_first(self, slot: Slot) -> None:
         try:
@@ -217,10 +218,28 @@ class HandOverPool(QueuePool):
                 self._report_drop(mark)
         if slot.is_retired or slots.is_closed or slots.is_retired:
             self._close_slot(slot, "closed" if slots.is_closed else "disposed")
+        elif slots.waiters and self._hand_over(slot):
+            return
         else:
             slots.queue.append(slot)
         if slots.waiters or len(slots.known) > slots.kept:
             self._settle()
+
+    def _hand_over(self, slot: Slot) -> bool:
+        """Give a slot that comes back to the first in the line; tell whether somebody took it.
+
+        Needs no lock: of those who offer at the same time, one is the first.
+        """
+        slots = self._pool
+        while len(slots.known) <= slots.capacity and (waiter := slots.first_waiter()) is not None:
+            is_taken = waiter.offer(slot) is slot
+            # woken, and only then taken from the line: if an interrupt comes in between, the next one who gives
+            # back or settles finds it here and goes on
+            waiter.wake()
+            slots.leave(waiter)
+            if is_taken:
+                return True
+        return False
 
     def _close_slot(self, slot: Slot, reason: str) -> None:
         """Close the connection of a slot that nobody has, and only then count it out: servers have limits as well."""
@@ -276,12 +295,11 @@ class HandOverPool(QueuePool):
             slots.surplus -= 1
         slots.surplus = 0
         while waiters:
-            # offered, woken, and only then taken from the line: if an interrupt comes in between, the next one
-            # who settles finds it here and goes on
+            # in the order of `_hand_over`, for its reasons
             waiter = slots.first_waiter()
             if waiter is None:
                 break
-            if not waiter.is_decided:
+            if not waiter.decision:
                 outcome = PoolClosed(_CLOSED) if slots.is_closed else self._next_slot_locked()
                 if outcome is None:
                     break
@@ -337,6 +355,8 @@ class HandOverPool(QueuePool):
         slots.opening.pop(slot.ref, None)
         self._look_after_overflow()
         self._give_back(slot)
+        # one opener less: others may wait
+        self._settle()
 
     # -- the end
 
@@ -395,10 +415,9 @@ class HandOverPool(QueuePool):
 
     # -- for the classes on top
 
-    def _new_waiter(self) -> Waiter:
-        raise NotImplementedError
+    _waiter: type[Waiter]
 
-    def _timed_out(self, timeout: float) -> PoolTimeout:
+    def _timed_out(self, owner: Owner, timeout: float) -> PoolTimeout:
         raise NotImplementedError
 
     def _report_drop(self, mark: Mark) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextvars
 import logging
 import threading
 import time
@@ -98,7 +97,7 @@ class FairQueuePool(HandOverPool):
             except IndexError:
                 pass
         if slot is None:
-            slot = self._wait_for_slot()
+            slot = self._wait_for_slot(owner)
         slot.statement = None
         code, instruction = find_place(self._further)
         slot.mark = (time.monotonic(), owner, code, instruction)
@@ -152,9 +151,7 @@ class FairQueuePool(HandOverPool):
 
     # -- what the asyncio variant does otherwise
 
-    def _new_waiter(self) -> Waiter:
-        return Waiter(self._owner(), contextvars.copy_context() if self._open_aside else None)
-
+    _waiter = Waiter
     # where the stack goes on that ends
     _further: Callable[[], FrameType | None] | None = None
 
@@ -188,13 +185,13 @@ class FairQueuePool(HandOverPool):
         if self._pool.is_news((place_of(held[0]), here)):
             _logger.warning("%s; now at %s. Where every holder does that, all wait for each other", told, here)
 
-    def _timed_out(self, timeout: float) -> PoolTimeout:
-        slots, me = self._pool, self._owner()
+    def _timed_out(self, owner: Owner, timeout: float) -> PoolTimeout:
+        slots = self._pool
         limit = (
             f"QueuePool limit of size {slots.maxsize} overflow {slots.max_overflow} reached, connection timed out, "
             f"timeout {timeout:0.2f}"
         )
-        own = [slot.mark for slot in slots.all() if slot.mark is not None and slot.mark[1] is me]
+        own = [slot.mark for slot in slots.all() if slot.mark is not None and slot.mark[1] is owner]
         error = PoolTimeout(explain_timeout(limit, slots, self.get_holders(), own))
         if slots.last_failure is not None:
             error.__cause__ = slots.last_failure[1]

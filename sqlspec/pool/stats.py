@@ -139,10 +139,11 @@ class Tally:
     """
 
     def __init__(self) -> None:
-        self._fresh: dict[str, deque[float]] = {"wait": deque(), "hold": deque(), "connect": deque()}
+        self._waits: deque[float] = deque()
+        self._holds: deque[float] = deque()
+        self._connects: deque[float] = deque()
         self._events: deque[str] = deque()
-        self._holds = self._fresh["hold"]
-        self._timings = dict.fromkeys(self._fresh, Timing())
+        self._timings = dict.fromkeys(("wait", "hold", "connect"), Timing())
         self._counts: Counter[str] = Counter()
         # Guards the summing up. Who finds it locked leaves the work to its holder and never waits: this runs in
         # finalisers and signal handlers as well, perhaps of the very thread that holds it.
@@ -154,10 +155,16 @@ class Tally:
         if len(self._holds) > _ENOUGH:
             self._sum_up()
 
-    def add(self, what: str, seconds: float) -> None:
-        """Add a duration: ``wait``, ``hold`` or ``connect``."""
-        self._fresh[what].append(seconds)
-        if len(self._fresh[what]) > _ENOUGH:
+    def waited(self, seconds: float) -> None:
+        """Add the time of a checkout that had to wait."""
+        self._waits.append(seconds)
+        if len(self._waits) > _ENOUGH:
+            self._sum_up()
+
+    def connected(self, seconds: float) -> None:
+        """Add the time that opening a connection took."""
+        self._connects.append(seconds)
+        if len(self._connects) > _ENOUGH:
             self._sum_up()
 
     def note(self, event: str) -> None:
@@ -177,7 +184,7 @@ class Tally:
         with self._lock:
             # replaced, not changed: who reads meanwhile sees all of a batch or nothing of it
             timings = dict(self._timings)
-            for what, fresh in self._fresh.items():
+            for what, fresh in (("wait", self._waits), ("hold", self._holds), ("connect", self._connects)):
                 durations = [fresh.popleft() for _ in range(len(fresh))]
                 if durations:
                     timings[what] = timings[what].plus(durations)

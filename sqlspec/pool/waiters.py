@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
 import threading
-import time
 from contextvars import Context
 from typing import Any
 
@@ -17,37 +14,34 @@ _DECISION = "decision"
 
 
 class Waiter:
-    """Wait in a thread until somebody decides, or until a deadline.
+    """Wait in a thread until somebody decides, or for some seconds.
 
     A waiter is decided once: by who offers it something, or by itself, which gives up. `offer` is atomic, so that
     nothing is given to somebody who has gone.
     """
 
+    __slots__ = ("_gate", "context", "decision", "owner")
+
     def __init__(self, owner: Owner, context: Context | None = None) -> None:
         self.owner = owner
         # the context variables with which somebody else may connect for it
         self.context = context
-        # setdefault() on a dictionary is the atomic step
-        self._cell: dict[str, Any] = {}
+        # empty until it is decided; setdefault() on a dictionary is the atomic step
+        self.decision: dict[str, Any] = {}
         self._gate = threading.Lock()
         self._gate.acquire()
 
-    @property
-    def is_decided(self) -> bool:
-        """Tell whether an offer has been taken."""
-        return _DECISION in self._cell
-
     def offer(self, outcome: object) -> Any:
         """Return what is decided: this outcome, or what came before it."""
-        return self._cell.setdefault(_DECISION, outcome)
+        return self.decision.setdefault(_DECISION, outcome)
 
     def wake(self) -> None:
         """Let it look at the decision. Harmless when repeated; never blocks."""
-        with contextlib.suppress(RuntimeError):
+        try:  # noqa: SIM105  # suppress() would cost more than the rest
             self._gate.release()
+        except RuntimeError:
+            pass
 
-    def wait(self, deadline: float) -> None:
-        """Return when woken, or at the deadline on the monotonic clock."""
-        if not self.is_decided:
-            left = deadline - time.monotonic()
-            self._gate.acquire(timeout=-1 if left == math.inf else min(max(left, 0.0), threading.TIMEOUT_MAX))
+    def wait(self, seconds: float) -> None:
+        """Return when woken, or after so many seconds."""
+        self._gate.acquire(timeout=min(max(seconds, 0.0), threading.TIMEOUT_MAX))

@@ -159,7 +159,7 @@ class ScriptedDriver:
     ) -> None:
         """Have calls of a phase raise this error: so many, or all until `heal`.
 
-        A `Disconnect` leaves the connection dead.
+        Of a class, each call raises an instance of its own. A `Disconnect` leaves the connection dead.
         """
         self._add(phase, _Fault(times, error=error))
 
@@ -214,6 +214,23 @@ class ScriptedDriver:
 
     def _run(self, phase: Phase, connection: ScriptedConnection | None = None) -> None:
         """Do what the script says of this call."""
+        error = self._next_error(phase)
+        if connection is None:
+            self._check_running()
+        elif connection.is_dead and phase != "close":
+            raise Disconnect("the database has ended this connection")
+        if isinstance(error, Disconnect) and connection is not None:
+            connection.is_dead = True
+        try:
+            if error is not None:
+                raise error
+        finally:
+            # The error holds this frame, which must not hold the error: the frames of the callers would stay until
+            # the garbage collector comes, and with them the connections that they have.
+            del error
+
+    def _next_error(self, phase: Phase) -> BaseException | None:
+        """Count a call, wait where the script says so, and return what the call is to raise."""
         with self._lock:
             self.calls[phase] += 1
             faults = [fault for known, fault in self._faults if known == phase and fault.left > 0]
@@ -221,22 +238,14 @@ class ScriptedDriver:
                 fault.left -= 1
         for fault in faults:
             fault.released.wait(fault.seconds)
-        if connection is not None and connection.is_dead and phase != "close":
-            raise Disconnect("the database has ended this connection")
-        if connection is None:
-            self._check_running()
-        for fault in faults:
-            if fault.error is not None:
-                self._raise(phase, fault.error, connection)
-
-    def _raise(
-        self, phase: Phase, error: BaseException | type[BaseException], connection: ScriptedConnection | None
-    ) -> None:
+        with self._lock:
+            # what has happened as often as it was to is forgotten, with its error and all that hangs on that
+            self._faults = [(known, fault) for known, fault in self._faults if fault.left > 0]
+        errors = (fault.error for fault in faults if fault.error is not None)
+        error = next(errors, None)
         if error is Disconnect:
-            error = Disconnect(f"the script says that {phase} fails")
-        if isinstance(error, Disconnect) and connection is not None:
-            connection.is_dead = True
-        raise error
+            return Disconnect(f"the script says that {phase} fails")
+        return error() if isinstance(error, type) else error
 
     def _check_running(self) -> None:
         if self._is_stopped:
