@@ -20,6 +20,11 @@ from sqlspec.session import Connection, Session
 __all__ = ["PooledConnectionManager"]
 
 
+def left_of(timeout: float | None, begin: float) -> float | None:
+    """Return what is left of a timeout that runs since ``begin``; a moment at least, since 0 is no timeout."""
+    return None if timeout is None else max(0.001, timeout - (time.monotonic() - begin))
+
+
 class PooledConnectionManager:
     """Hold the engine and the pool of one config. Thread-safe; nothing connects before it is asked to."""
 
@@ -66,6 +71,7 @@ class PooledConnectionManager:
             ConnectionTimeout: none became available in time; ``phase`` tells where the time went.
             Exception: the driver's error, where it cannot connect.
         """
+        begin = 0.0 if timeout is None else time.monotonic()
         try:
             engine = self.engine
             proxy = engine.pool.connect() if timeout is None else self._connect_within(timeout, engine)
@@ -74,7 +80,7 @@ class PooledConnectionManager:
         except PoolClosed:
             if self.successor is None:
                 raise
-            return self.successor.get_connection(timeout)
+            return self.successor.get_connection(left_of(timeout, begin))
         return Connection(proxy, self.driver, engine.dialect)
 
     def get_session(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Callable, Iterable
 from types import TracebackType
@@ -374,13 +375,18 @@ class Session:
 
     def _open(self) -> None:
         self._require_open()
+        timeout = self._timeout
+        begin = 0.0 if timeout is None else time.monotonic()
         while True:
             try:
-                proxy = self._source.check_out(self._timeout)
+                proxy = self._source.check_out(timeout)
                 break
             except PoolClosed:
                 if self._source.successor is None:
                     raise
+                if self._timeout is not None:
+                    # one deadline, whoever serves; a moment at least is left
+                    timeout = max(0.001, self._timeout - (time.monotonic() - begin))
                 self._source = self._source.successor
                 self._engine, self._driver = self._source.engine, self._source.driver
                 self._toggle_autocommit = self._autocommit is not self._driver.autocommit
