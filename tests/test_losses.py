@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import MappingProxyType
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -725,37 +726,35 @@ def test_who_waits_while_a_config_is_replaced_is_served_by_the_new_one(spec: SQL
 
 
 @pytest.mark.parametrize("asks_for", ["connection", "session"])
-def test_the_deadline_goes_on_while_a_config_is_replaced(spec: SQLSpec, database: Database, asks_for: str) -> None:
-    one_connection(spec, database)
-    held = [spec.create_connection("single")]
+def test_the_deadline_goes_on_while_a_config_is_replaced(tmp_path: Path, asks_for: str) -> None:
+    config = SQLiteConfig(database=str(tmp_path / "app.db"), pool_size=1, max_overflow=0)
     waited: list[float] = []
+    with SQLSpec() as spec, SQLSpec() as other:
+        spec.register_config(config)
+        other.register_config(config)
+        held = [spec.create_connection(), other.create_connection()]
 
-    def wait() -> None:
-        begin = time.monotonic()
-        with pytest.raises(ConnectionTimeout):
-            if asks_for == "connection":
-                spec.get_connection("single", timeout=2.0)
-            else:
-                spec.get_session("single", timeout=2.0).execute("SELECT 1")
-        waited.append(time.monotonic() - begin)
+        def wait() -> None:
+            begin = time.monotonic()
+            with pytest.raises(ConnectionTimeout):
+                if asks_for == "connection":
+                    spec.get_connection(timeout=2.0)
+                else:
+                    spec.get_session(timeout=2.0).execute("SELECT 1")
+            waited.append(time.monotonic() - begin)
 
-    waiting = threading.Thread(target=wait)
-    waiting.start()
-    pool: Any = spec._get_pool("single")
-    wait_until(lambda: pool.stats().waiters == 1)
-    time.sleep(1.0)
-    replacement = SQLSpec()
-    replacement.register_config(database.config(pool_size=1, max_overflow=0), name="single")
-    manager = replacement._manager("single")
-    held.append(manager.get_connection())
-    # what register_config(replace=True) does, on a pool that is full already
-    spec._manager("single").successor = manager
-    spec._manager("single").close()
-    waiting.join(20)
-    assert 1.9 < waited[0] < 2.9
-    for connection in held:
-        connection.close()
-    replacement.close()
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        pool: Any = spec._get_pool()
+        wait_until(lambda: pool.stats().waiters == 1)
+        time.sleep(1.0)
+        # what register_config(replace=True) does, with a pool that is full already
+        spec._manager("default").successor = other._manager("default")
+        spec._manager("default").close()
+        waiting.join(20)
+        assert 1.9 < waited[0] < 2.9
+        for connection in held:
+            connection.close()
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), 1e12, "1"])
