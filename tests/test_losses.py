@@ -9,8 +9,8 @@ import io
 import threading
 import time
 from collections.abc import Callable
-from types import MappingProxyType
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy import exc
 
 from sqlspec import ConfigError, ConnectionTimeout, PoolClosed, SQLSpec, SQLSpecWarning
+from sqlspec.adapters import SQLiteConfig
 from tests.conftest import Database
 from tests.servers import wait_until
 
