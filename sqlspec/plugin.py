@@ -62,7 +62,7 @@ class SQLSpecPlugin(CreateEnginePlugin):
 
     def handle_dialect_kwargs(self, dialect_cls: type[Any], dialect_args: dict[str, Any]) -> None:
         """Choose the pool, now that the dialect is known."""
-        if "poolclass" not in self._arguments and self._arguments.get("pool") is None:
+        if self._arguments.get("poolclass") is None and self._arguments.get("pool") is None:
             usual = dialect_cls.get_pool_class(self._url)
             if usual in _OURS:
                 self._arguments["poolclass"] = _OURS[usual]

@@ -84,6 +84,10 @@ def test_a_pool_that_is_asked_for_is_respected(tmp_path: Path, poolclass: type[s
     assert sa.create_engine(url(tmp_path), pool=pool).pool is pool
 
 
+def test_no_pool_is_asked_for_by_none(tmp_path: Path) -> None:
+    assert type(sa.create_engine(url(tmp_path), poolclass=None).pool) is FairQueuePool
+
+
 def test_a_pool_that_a_dialect_has_a_reason_for_is_respected() -> None:
     engine = sa.create_engine("sqlite://?plugin=sqlspec")
     assert type(engine.pool) is SingletonThreadPool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -72,6 +73,26 @@ def test_nobody_starves(driver: ScriptedDriver) -> None:
         thread.join(20)
     assert min(served) > 0
     assert max(served) - min(served) <= 3 + max(served) // 4
+
+
+def test_who_gives_back_before_its_turn_is_over_loses_nothing(driver: ScriptedDriver) -> None:
+    pool = make(driver, pool_size=5)
+    interval, until = sys.getswitchinterval(), time.monotonic() + 1.0
+    sys.setswitchinterval(1e-6)
+
+    def loop() -> None:
+        while time.monotonic() < until:
+            pool.connect().close()
+
+    threads = [threading.Thread(target=loop) for _ in range(50)]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+    finally:
+        sys.setswitchinterval(interval)
+    assert (driver.opened, driver.closed, dict(pool.stats().closed)) == (5, 0, {})
 
 
 # -- capacity that comes free
@@ -257,6 +278,22 @@ def test_without_a_thread_to_open_aside_a_waiter_connects_by_itself(
     assert pool.stats().total == 2
 
 
+def test_who_has_waited_long_connects_by_itself_where_there_is_room(driver: ScriptedDriver) -> None:
+    pool = make(driver, pool_size=10, open_aside=True)
+    held = pool.connect()
+    go = driver.hang("connect", times=4)
+    callers = line_up(pool, 8)
+    for caller in callers[:4]:
+        caller.answer()
+    assert pool.stats().connecting == 4
+    go.set()
+    for caller in callers:
+        caller.answer()
+    for caller in callers:
+        caller.give_back()
+    held.close()
+
+
 # -- overflow
 
 
@@ -358,6 +395,25 @@ def test_a_pool_made_anew_has_the_options_and_the_present_size(driver: ScriptedD
     pool.resize(3, 4)
     assert pool.recreate()._arguments() == {**pool._arguments(), "pool_size": 3, "max_overflow": 4}
     assert {name: pool._arguments()[name] for name in options} == options
+
+
+def test_a_listener_that_fails_at_a_close_keeps_nobody_waiting(driver: ScriptedDriver) -> None:
+    import sqlalchemy as sa
+
+    pool = make(driver, pool_size=5)
+    failures = iter([KeyboardInterrupt()])
+
+    @sa.event.listens_for(pool, "close")
+    def fail(*_: object) -> None:
+        for failure in failures:
+            raise failure
+
+    for connection in [pool.connect() for _ in range(5)]:
+        connection.close()
+    with pytest.raises(KeyboardInterrupt):
+        pool.resize(1)
+    assert dict(pool.stats().closed) == {"resized": 4}
+    pool.connect(timeout=5).close()
 
 
 # -- what is lost

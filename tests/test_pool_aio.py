@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import random
+import threading
 import time
 from collections.abc import Coroutine
 from pathlib import Path
@@ -277,6 +278,92 @@ def test_a_loop_that_ends_with_waiters_takes_none_with_it(caplog: pytest.LogCapt
 
     run(go_on())
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+def test_a_waiter_of_a_loop_that_was_closed_gets_nothing() -> None:
+    driver = ScriptedDriver()
+    pool = make(driver)
+    held: list[Any] = []
+    loop = asyncio.new_event_loop()
+
+    async def abandon() -> list[asyncio.Task[Any]]:
+        held.append(await connect(pool))
+        return await line_up(pool, 1)
+
+    tasks = loop.run_until_complete(abandon())
+    loop.close()
+    assert pool.stats().waiters == 1
+    held.pop().close()
+
+    async def go_on() -> None:
+        await give_back(await connect(pool))
+
+    run(go_on())
+    for task in tasks:
+        # it is pending for ever, and would say so
+        task._log_destroy_pending = False  # type: ignore[attr-defined]  # asyncio's own switch for that
+
+
+def test_a_burst_of_tasks_is_served_by_the_connections_there_are() -> None:
+    driver = ScriptedDriver()
+    slow = False
+
+    def open_connection() -> Any:
+        from sqlalchemy.util import await_only
+
+        if slow:
+            await_only(asyncio.sleep(0.3))
+        return driver.connect()
+
+    async def work(pool: AsyncFairQueuePool) -> None:
+        held = await connect(pool)
+        await asyncio.sleep(0.002)
+        await give_back(held)
+
+    async def main() -> None:
+        nonlocal slow
+        pool = AsyncFairQueuePool(open_connection, pool_size=50, max_overflow=0, timeout=10, **BEYOND_QUEUEPOOL)
+        for held in [await connect(pool) for _ in range(5)]:
+            await give_back(held)
+        slow = True
+        await asyncio.gather(*(work(pool) for _ in range(50)))
+        await until(lambda: pool.stats().connecting == 0)
+        assert driver.opened <= 10
+
+    run(main())
+
+
+def test_shrinking_from_a_coroutine_closes_connections(tmp_path: Path) -> None:
+    async def main() -> None:
+        engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'a.db'}?plugin=sqlspec")
+        pool: Any = engine.pool
+        before = threading.active_count()
+        connections = [await engine.connect() for _ in range(3)]
+        for connection in connections:
+            await connection.close()
+        pool.resize(1, 0)
+        await until(lambda: threading.active_count() == before + 1)
+        assert pool.stats().total == 1
+        await engine.dispose()
+
+    run(main())
+
+
+def test_another_loop_looks_after_overflow_as_well() -> None:
+    driver = ScriptedDriver()
+    pool = make(driver, max_overflow=2, linger_seconds=0.2)
+
+    async def overflow() -> None:
+        for held in [await connect(pool) for _ in range(3)]:
+            await give_back(held)
+
+    asyncio.run(overflow())
+
+    async def again() -> None:
+        await overflow()
+        await until(lambda: pool.stats().closed == {"lingered": 2})
+
+    run(again())
 
 
 def test_an_engine_on_postgresql_serves_tasks_fairly(postgresql_server: Server) -> None:

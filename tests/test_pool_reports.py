@@ -125,7 +125,7 @@ def test_a_database_that_is_down_is_the_cause_of_a_timeout(driver: ScriptedDrive
     with pytest.raises(PoolTimeout) as caught:
         caller.answer()
     assert "1 checked out, 1 connecting" in str(caught.value)
-    assert "s ago: OperationalError, see its cause" in str(caught.value)
+    assert "s ago: OperationalError, the cause of this error" in str(caught.value)
     assert "see whether it is up" in str(caught.value)
     assert isinstance(caught.value.__cause__, driver.OperationalError)
     assert str(caught.value.__cause__) == "connection refused"
@@ -135,6 +135,22 @@ def test_a_database_that_is_down_is_the_cause_of_a_timeout(driver: ScriptedDrive
     connecting.give_back()
     held.close()
     assert make(driver).stats().failed_connects == 0
+
+
+def test_a_failure_of_long_ago_is_no_cause(driver: ScriptedDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = make(driver, pool_size=2)
+    held = pool.connect()
+    driver.fail("connect", times=1)
+    with pytest.raises(driver.Error):
+        pool.connect()
+    pool.resize(1)
+    read = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: read() + 7200)
+    with pytest.raises(PoolTimeout) as caught:
+        Caller(pool).answer()
+    assert caught.value.__cause__ is None
+    assert "all are busy" in str(caught.value) or "held for long" in str(caught.value)
+    held.close()
 
 
 @pytest.mark.parametrize(
@@ -148,6 +164,9 @@ def test_a_database_that_is_down_is_the_cause_of_a_timeout(driver: ScriptedDrive
         ('SELECT "Name" FROM t', '"', 'SELECT "Name" FROM t'),
         ('SELECT "hush" FROM t', "`", "SELECT …"),
         ("SELECT `Name`\n  FROM t1", "`", "SELECT `Name` FROM t1"),
+        ('SELECT a FROM t WHERE name = "hush"', "", "SELECT a FROM t WHERE name = …"),
+        ("SELECT a /* hush */ FROM t -- hush\nWHERE b = 5%7", '"', "SELECT a FROM t WHERE b = ?%?"),
+        ("SELECT a FROM t /* hush", '"', "SELECT a FROM t"),
         ("SELECT 1.5e3, 0xFF", '"', "SELECT ?, ?"),
         ("SELECT " + "a, " * 200, '"', "SELECT " + "a, " * 37 + "a …"),
     ],

@@ -34,15 +34,24 @@ class AsyncWaiter(Waiter):
     def __init__(self, owner: Owner, context: Context | None = None) -> None:
         self.owner = owner
         self.context = context
+        self.is_starved = False
         self.decision: dict[str, Any] = {}
-        # known once it waits
-        self.loop: asyncio.AbstractEventLoop | None = None
+        self.loop = _running_loop()
         self._future: asyncio.Future[None] | None = None
 
+    @property
+    def is_gone(self) -> bool:  # type: ignore[override]  # a thread is never gone
+        """Tell whether its loop has ended without it."""
+        return self.loop is not None and self.loop.is_closed()
+
     def wake(self) -> None:
-        # without a loop nobody waits yet, and who is about to looks at the decision first
-        if self.loop is not None:
-            # it may be a garbage collector's finaliser in another thread; a closed loop has nobody to wake
+        # who does not wait yet looks at the decision before
+        if self._future is None or self.loop is None:
+            return
+        if _running_loop() is self.loop:
+            self._open()
+        else:
+            # a garbage collector's finaliser in another thread; a closed loop has nobody to wake
             with contextlib.suppress(RuntimeError):
                 self.loop.call_soon_threadsafe(self._open)
 
@@ -53,7 +62,6 @@ class AsyncWaiter(Waiter):
     def wait(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
         self._future = loop.create_future()
-        self.loop = loop
         if self.decision:
             return
         timer = None if seconds == math.inf else loop.call_later(max(0.0, seconds), self._open)
@@ -62,6 +70,13 @@ class AsyncWaiter(Waiter):
         finally:
             if timer is not None:
                 timer.cancel()
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def _frame_behind_greenlet() -> FrameType | None:
@@ -81,6 +96,11 @@ class AsyncFairQueuePool(FairQueuePool, AsyncAdaptedQueuePool):
 
     def connect(self, timeout: float | None = None) -> PoolProxiedConnection:
         """Check a connection out, as `FairQueuePool.connect`; in a greenlet of SQLAlchemy's."""
+        slots = self._pool
+        if slots.is_looked_after and (slots.loop is None or slots.loop() is not _running_loop()):
+            # the loop that did has ended, or is another one
+            slots.is_looked_after = False
+            self._look_after_overflow()
         proxy: Any = super().connect(timeout)
         proxy._connection_record.proxy = weakref.ref(proxy)
         return proxy  # type: ignore[no-any-return]  # its record is private
@@ -104,13 +124,20 @@ class AsyncFairQueuePool(FairQueuePool, AsyncAdaptedQueuePool):
     # -- on the loop
 
     def _look_after(self) -> None:
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            # not in a loop: the next checkout sees to it
-            return
-        self._pool.is_looked_after = True
-        loop.call_later(self._pause(), self._spawn, loop, self._keep_house_again)
+        slots, loop = self._pool, _running_loop()
+        if loop is not None:
+            slots.is_looked_after, slots.loop = True, weakref.ref(loop)
+            loop.call_later(self._pause(), self._spawn, loop, self._keep_house_again)
+        # otherwise the next checkout in a loop sees to it
+
+    def _close_slot(self, slot: Slot, reason: str) -> None:
+        loop = None if getattr(getcurrent(), "__sqlalchemy_greenlet_provider__", False) else _running_loop()
+        if loop is None or not self._dialect.is_async:
+            super()._close_slot(slot, reason)
+        else:
+            # closing may wait, which only a greenlet of SQLAlchemy's can do
+            self._pool.closing[slot.ref] = None
+            self._spawn(loop, self._close_all, [(slot, reason)])
 
     def _keep_house_again(self) -> None:
         if self.keep_house() is not None:

@@ -107,6 +107,7 @@ class HandOverPool(QueuePool):
         slots = self._pool
         # after dispose(), the new pool takes the place of this one
         slots.is_retired = slots.is_disposed and self._retire_on_dispose
+        self._settle()
         pool = type(self)(self._creator, **self._arguments(), _dispatch=self.dispatch)
         pool._pool.is_closed = slots.is_closed
         return pool
@@ -157,7 +158,9 @@ class HandOverPool(QueuePool):
             slots.tally.note("refused")
             raise PoolTimeout(f"{len(slots.waiters)} callers wait for a connection already, and max_waiters={limit}")
         begin, deadline = time.monotonic(), checkout_deadline.get()
-        patience = (math.inf if self._timeout is None else self._timeout) if deadline is None else deadline - begin
+        patience = (
+            (math.inf if self._timeout is None else self._timeout) if deadline is None else max(0.0, deadline - begin)
+        )
         waiter = self._waiter(owner, contextvars.copy_context() if self._open_aside else None)
         outcome: Any = None
         try:
@@ -190,8 +193,14 @@ class HandOverPool(QueuePool):
         return cast("Slot", outcome)
 
     def _wait_on(self, waiter: Waiter, deadline: float) -> None:
-        while not waiter.decision and (now := time.monotonic()) < deadline:
-            waiter.wait(min(deadline, _collect_garbage()) - now)
+        """Wait for long, and do something about it."""
+        while not waiter.decision and time.monotonic() < deadline:
+            # it need not wait for others any more, where there is room
+            waiter.is_starved = True
+            self._settle()
+            until = min(deadline, _collect_garbage(deadline))
+            if not waiter.decision:
+                waiter.wait(until - time.monotonic())
 
     def _connect_first(self, slot: Slot) -> None:
         try:
@@ -217,12 +226,16 @@ class HandOverPool(QueuePool):
             if mark is not None and self._was_dropped(slot):
                 self._report_drop(mark)
         if slot.is_retired or slots.is_closed or slots.is_retired:
-            self._close_slot(slot, "closed" if slots.is_closed else "disposed")
-        elif slots.waiters and self._hand_over(slot):
+            try:
+                self._close_slot(slot, "closed" if slots.is_closed else "disposed")
+            finally:
+                self._settle()
             return
-        else:
-            slots.queue.append(slot)
-        if slots.waiters or len(slots.known) > slots.kept:
+        if slots.waiters and self._hand_over(slot):
+            return
+        slots.queue.append(slot)
+        # looked at after that: who closes the pool, or waits, looks at the idle ones after it has said so
+        if slots.waiters or len(slots.known) > slots.kept or slots.is_closed or slots.is_retired:
             self._settle()
 
     def _hand_over(self, slot: Slot) -> bool:
@@ -232,7 +245,8 @@ class HandOverPool(QueuePool):
         """
         slots = self._pool
         while len(slots.known) <= slots.capacity and (waiter := slots.first_waiter()) is not None:
-            is_taken = waiter.offer(slot) is slot
+            # who has decided may have this very slot behind it: it has come back before its waiter left the line
+            is_taken = not (waiter.decision or waiter.is_gone) and waiter.offer(slot) is slot
             # woken, and only then taken from the line: if an interrupt comes in between, the next one who gives
             # back or settles finds it here and goes on
             waiter.wake()
@@ -273,34 +287,39 @@ class HandOverPool(QueuePool):
     def _settle(self) -> None:
         """Serve the waiters and close what is too much, or leave both to whoever is at it already."""
         slots = self._pool
+        to_close: list[tuple[Slot, str]] = []
+        to_open: list[Slot] = []
         slots.has_changed = True
         while slots.has_changed and not self._overflow_lock.locked():
             with self._overflow_lock:
                 slots.has_changed = False
-                to_close, to_open = self._settle_locked()
-            # a slot that an interrupt keeps from getting its turn here is lost, and gives its place back by that
-            for slot, reason in to_close:
-                self._close_slot(slot, reason)
-            for slot in to_open:
-                self._open_aside_for(slot)
+                self._settle_locked(to_close, to_open)
+        for slot in to_open:
+            self._open_aside_for(slot)
+        if to_close:
+            self._close_all(to_close)
 
-    def _settle_locked(self) -> tuple[list[tuple[Slot, str]], list[Slot]]:
+    def _close_all(self, to_close: list[tuple[Slot, str]]) -> None:
+        try:
+            while to_close:
+                self._close_slot(*to_close.pop(0))
+        finally:
+            # after an exception, the others are idle again
+            for slot, _ in to_close:
+                self._pool.closing.pop(slot.ref, None)
+                self._pool.queue.append(slot)
+            self._settle()
+
+    def _settle_locked(self, to_close: list[tuple[Slot, str]], to_open: list[Slot]) -> None:
         slots = self._pool
-        queue, waiters, to_close = slots.queue, slots.waiters, []
         slots.apply_limits()
-        while queue and len(slots.known) - len(slots.closing) > slots.capacity:
-            to_close.append((slots.start_closing(queue.popleft()), "resized"))
-        while queue and slots.surplus > 0 and len(slots.known) - len(slots.closing) > slots.maxsize:
-            to_close.append((slots.start_closing(queue.popleft()), "lingered"))
-            slots.surplus -= 1
+        to_close += slots.pick_for_closing(slots.count() - slots.capacity, "resized")
+        to_close += slots.pick_for_closing(min(slots.surplus, slots.count() - slots.maxsize), "lingered")
         slots.surplus = 0
-        while waiters:
-            # in the order of `_hand_over`, for its reasons
-            waiter = slots.first_waiter()
-            if waiter is None:
-                break
-            if not waiter.decision:
-                outcome = PoolClosed(_CLOSED) if slots.is_closed else self._next_slot_locked()
+        # in the order of `_hand_over`, for its reasons
+        while (waiter := slots.first_waiter()) is not None:
+            if not (waiter.decision or waiter.is_gone):
+                outcome = PoolClosed(_CLOSED) if slots.is_closed else self._next_slot_locked(waiter)
                 if outcome is None:
                     break
                 if waiter.offer(outcome) is not outcome and isinstance(outcome, Slot):
@@ -308,24 +327,23 @@ class HandOverPool(QueuePool):
                     slots.put_back(outcome)
             waiter.wake()
             slots.leave(waiter)
-        while len(queue) > (0 if slots.is_closed else slots.kept):
-            to_close.append((slots.start_closing(queue.pop()), "closed" if slots.is_closed else "overflow"))
-        to_open: list[Slot] = []
+        if slots.is_closed or slots.is_retired:
+            to_close += slots.pick_for_closing(len(slots.queue), "closed" if slots.is_closed else "disposed")
+        else:
+            to_close += slots.pick_for_closing(len(slots.queue) - slots.kept, "overflow", newest=True)
         if self._open_aside and not slots.is_closed:
-            wanted = min(len(waiters), _OPENERS) - len(slots.opening)
-            while len(to_open) < wanted and len(slots.known) < slots.capacity:
-                to_open.append(slots.add(Slot(self)))
-                slots.opening[to_open[-1].ref] = None
-        return to_close, to_open
+            wanted = min(len(slots.waiters), _OPENERS)
+            while len(slots.opening) < wanted and len(slots.known) < slots.capacity:
+                slot = slots.add(Slot(self))
+                slots.opening[slot.ref] = None
+                to_open.append(slot)
 
-    def _next_slot_locked(self) -> Slot | None:
+    def _next_slot_locked(self, waiter: Waiter) -> Slot | None:
         slots = self._pool
-        try:
+        with contextlib.suppress(IndexError):
             return slots.take()
-        except IndexError:
-            pass
-        # where others may come back, it is opened aside; the first one is opened by its caller
-        if len(slots.known) < slots.capacity and not (self._open_aside and slots.known):
+        # where others may come back, it is opened aside for a while; the first one is opened by its caller
+        if len(slots.known) < slots.capacity and (waiter.is_starved or not (self._open_aside and slots.known)):
             return slots.add(Slot(self))
         return None
 
@@ -406,11 +424,15 @@ class HandOverPool(QueuePool):
         """
         slots = self._pool
         if max_overflow is None:
-            max_overflow = slots.max_overflow
+            max_overflow = slots.max_overflow if slots.wished is None else slots.wished[1]
         if pool_size < 1 or max_overflow < -1:
             raise ValueError(f"pool_size={pool_size}, max_overflow={max_overflow}: at least 1 and 0; -1 is no limit")
         slots.wished = pool_size, max_overflow
         self._settle()
+        while slots.wished is not None:
+            # somebody else is settling
+            time.sleep(0.0005)
+            self._settle()
         self._look_after_overflow()
 
     # -- for the classes on top
@@ -433,23 +455,25 @@ class HandOverPool(QueuePool):
         raise NotImplementedError
 
 
-_collection = {"next": 0.0}
+_collection = {"next": 0.0, "took": 0.0}
 # Seconds between collections, at least.
 _RARELY = 0.5
 
 
-def _collect_garbage() -> float:
+def _collect_garbage(deadline: float) -> float:
     """Free connections that only unreachable cycles hold, such as an unclosed sqlalchemy.Connection.
 
     When every thread waits in a pool nothing is allocated, so that the collector would not run by itself. It may
-    take long, and gets a hundredth of a processor at most. Returns when to call this again.
+    take long: it gets a hundredth of a processor at most, and is not begun where it would not end before the
+    deadline. Returns when to call this again.
     """
     begin, used = time.monotonic(), time.thread_time()
-    if begin >= _collection["next"]:
+    if begin >= _collection["next"] and begin + _collection["took"] < deadline:
         _collection["next"] = math.inf
         try:
             gc.collect()
         finally:
             used = time.thread_time() - used
+            _collection["took"] = time.monotonic() - begin
             _collection["next"] = time.monotonic() + max(_RARELY, 100 * used)
-    return min(_collection["next"], begin + _RARELY)
+    return max(begin, min(_collection["next"], begin + _RARELY))

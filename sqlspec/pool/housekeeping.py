@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 import weakref
@@ -27,6 +28,10 @@ class _Housekeeper:
     """Run one daemon thread while there is something to look after."""
 
     def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Know of nothing to look after; in a child process, whose parent has the thread."""
         # Guards _due and _is_running: dictionary work only.
         self._changed = threading.Condition()
         self._due: dict[weakref.ref[Keeper], float] = {}
@@ -39,7 +44,13 @@ class _Housekeeper:
             is_running, self._is_running = self._is_running, True
             self._changed.notify()
         if not is_running:
-            threading.Thread(target=self._run, name="sqlspec-housekeeping", daemon=True).start()
+            try:
+                threading.Thread(target=self._run, name="sqlspec-housekeeping", daemon=True).start()
+            except RuntimeError:
+                # the process has no threads left, or ends; nothing depends on this one
+                _logger.debug("no thread for housekeeping", exc_info=True)
+                with self._changed:
+                    self._is_running = False
 
     def _run(self) -> None:
         while (due := self._next_due()) is not None:
@@ -50,9 +61,10 @@ class _Housekeeper:
                 seconds = pool.keep_house()
             except Exception:
                 _logger.exception("housekeeping failed")
-                continue
+                seconds = None
             if seconds is not None:
                 self.look_after(pool, seconds)
+            # not while it waits for what is next
             del pool
 
     def _next_due(self) -> weakref.ref[Keeper] | None:
@@ -72,4 +84,6 @@ class _Housekeeper:
                 self._changed.wait(until - now)
 
 
-look_after = _Housekeeper().look_after
+_housekeeper = _Housekeeper()
+look_after = _housekeeper.look_after
+os.register_at_fork(after_in_child=_housekeeper.begin)

@@ -26,8 +26,9 @@ _OWN_FOLDERS = (
     os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep,
 )
 _STANDARD_LIBRARY = sysconfig.get_path("stdlib") + os.sep
-# file name to kind; an application has a bounded number of files
+# file name to kind; notebooks make ever new names
 _kinds: dict[str, int] = {}
+_FILES = 10_000
 # Ways from the application to find_place(): how far up the stack, and the functions which it calls there.
 _ways: tuple[tuple[int, dict[int, CodeType]], ...] = ()
 _WAYS = 6
@@ -111,6 +112,8 @@ def _search(frame: FrameType | None, further: Callable[[], FrameType | None] | N
         code = frame.f_code
         kind = _kinds.get(code.co_filename)
         if kind is None:
+            if len(_kinds) > _FILES:
+                _kinds.clear()
             kind = _kinds[code.co_filename] = _kind(code.co_filename)
         if kind == _UNSURE:
             kind = _OURS if _is_generated(frame) else _APPLICATION
@@ -152,11 +155,15 @@ def _kind(filename: str) -> int:
     return _APPLICATION
 
 
-def shape(statement: str, quote: str = '"') -> str:
-    """Return a statement as far as its first literal, on one line, without numbers.
+_COMMENT = re.compile(r"/\*.*?(\*/|$)|(--|#).*?$", re.DOTALL | re.MULTILINE)
+_NUMBER = re.compile(r"(?<![\w$:])\d[\w.]*")
 
-    ``quote`` is what the database puts around names; the other one is a literal.
+
+def shape(statement: str, quote: str = '"') -> str:
+    """Return a statement as far as its first literal, on one line, without comments and numbers.
+
+    ``quote`` is what the database puts around names, and around nothing else; other quotes are literals.
     """
-    text, *rest = re.split(r"'|\$\D" if quote == '"' else r"['\"]|\$\D", statement, maxsplit=1)
-    text = " ".join(re.sub(r"(?<![\w$:%])\d[\w.]*", "?", text).split())
+    text, *rest = re.split(r"'|\$\D" if quote == '"' else r"['\"]|\$\D", _COMMENT.sub(" ", statement), maxsplit=1)
+    text = " ".join(_NUMBER.sub("?", text).split())
     return f"{text[:119].rstrip()} …" if rest or len(text) > 120 else text

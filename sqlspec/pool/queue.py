@@ -65,8 +65,10 @@ class FairQueuePool(HandOverPool):
 
     def get_holders(self) -> list[Holder]:
         """Return who has connections checked out, the longest first."""
-        quote = getattr(getattr(self._dialect, "identifier_preparer", None), "initial_quote", '"')
-        return holders(self._pool, quote)
+        # SQLite takes names in its quotes for literals where there is no such column
+        is_sqlite = getattr(self._dialect, "name", "") == "sqlite"
+        usual = getattr(getattr(self._dialect, "identifier_preparer", None), "initial_quote", '"')
+        return holders(self._pool, "" if is_sqlite else usual)
 
     # -- checkout
 
@@ -192,7 +194,11 @@ class FairQueuePool(HandOverPool):
             f"timeout {timeout:0.2f}"
         )
         own = [slot.mark for slot in slots.all() if slot.mark is not None and slot.mark[1] is owner]
-        error = PoolTimeout(explain_timeout(limit, slots, self.get_holders(), own))
-        if slots.last_failure is not None:
-            error.__cause__ = slots.last_failure[1]
+        failure = slots.last_failure
+        # one of long ago says nothing about now
+        if failure is not None and time.monotonic() - failure[0] > timeout + 1.0:
+            failure = None
+        error = PoolTimeout(explain_timeout(limit, slots, self.get_holders(), own, failure))
+        if failure is not None:
+            error.__cause__ = failure[1]
         return error

@@ -66,10 +66,17 @@ def report_leaks(slots: Slots, leak_seconds: float) -> None:
             )
 
 
-def explain_timeout(limit: str, slots: Slots, holding: Sequence[Holder], own: Iterable[Mark]) -> str:
+def explain_timeout(
+    limit: str,
+    slots: Slots,
+    holding: Sequence[Holder],
+    own: Iterable[Mark],
+    failure: tuple[float, BaseException] | None,
+) -> str:
     """Return the text of a `PoolTimeout`: who holds the connections, and what to do.
 
-    ``limit`` is the sentence that SQLAlchemy has for it, ``own`` what the caller itself has checked out.
+    ``limit`` is the sentence that SQLAlchemy has for it, ``own`` what the caller itself has checked out, ``failure``
+    when and why connecting failed a moment ago.
     """
     stats = slots.stats()
     figures = {"idle": stats.checked_in, "connecting": stats.connecting, "others waiting": stats.waiters}
@@ -81,10 +88,11 @@ def explain_timeout(limit: str, slots: Slots, holding: Sequence[Holder], own: It
     lines += [_describe(group) for group in groups[:_PLACES_SHOWN]]
     if len(groups) > _PLACES_SHOWN:
         lines.append(f"  and {sum(map(len, groups[_PLACES_SHOWN:]))} held elsewhere")
-    if slots.last_failure is not None:
-        ago, failure = time.monotonic() - slots.last_failure[0], slots.last_failure[1]
-        lines.append(f"  The last attempt to connect failed {ago:.3g} s ago: {type(failure).__name__}, see its cause.")
-    return "\n".join([*lines, f"  Hint: {_hint(slots, stats, holding, [place_of(mark) for mark in own])}"])
+    if failure is not None:
+        ago, kind = time.monotonic() - failure[0], type(failure[1]).__name__
+        lines.append(f"  The last attempt to connect failed {ago:.3g} s ago: {kind}, the cause of this error.")
+    hint = _hint(slots, stats, holding, [place_of(mark) for mark in own], failure is not None)
+    return "\n".join([*lines, f"  Hint: {hint}"])
 
 
 def _describe(group: Sequence[Holder]) -> str:
@@ -99,7 +107,7 @@ def _describe(group: Sequence[Holder]) -> str:
     return f"  {len(group)} held at {group[0].place} for {seconds} by {owners}{others}{last}"
 
 
-def _hint(slots: Slots, stats: PoolStats, holding: Sequence[Holder], own: Sequence[Place]) -> str:
+def _hint(slots: Slots, stats: PoolStats, holding: Sequence[Holder], own: Sequence[Place], has_failed: bool) -> str:
     if own:
         return f"this caller holds a connection itself, checked out at {own[0]}: use that one, or close it first"
     owners = [slot.mark[1] for slot in slots.all() if slot.mark is not None]
@@ -108,7 +116,7 @@ def _hint(slots: Slots, stats: PoolStats, holding: Sequence[Holder], own: Sequen
         return f"{nested} of the holders wait for a second connection: each should do with the one it has"
     if any(holder.owner.endswith("(ended)") for holder in holding):
         return "a holder has ended without closing its connection: use a with block"
-    if stats.connecting or slots.last_failure is not None:
+    if stats.connecting or has_failed:
         return "the database cannot be reached, or answers late: see whether it is up"
     if holding and holding[0].seconds > _LONG:
         return "held for long: are they closed on every path? Use a with block, and hold none while waiting for others"

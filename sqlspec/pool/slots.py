@@ -211,8 +211,9 @@ class Slots:
         # who checks out: the owner that is a thread, in its local variables, and those that are tasks
         self.local = threading.local()
         self.owners: weakref.WeakKeyDictionary[Any, Owner] = weakref.WeakKeyDictionary()
-        # the pool's own work on an event loop
+        # the pool's own work on an event loop, and the loop that looks after it
         self.tasks: set[Any] = set()
+        self.loop: weakref.ref[Any] | None = None
         self._news: dict[object, None] = {}
         self._limit(size, max_overflow)
 
@@ -263,10 +264,21 @@ class Slots:
         self.opening.pop(ref, None)
         self.closing.pop(ref, None)
 
-    def start_closing(self, slot: Slot) -> Slot:
-        """Have a slot, which is nobody's now, count as one that is going."""
-        self.closing[slot.ref] = None
-        return slot
+    def count(self) -> int:
+        """Return how many slots there are that are not being closed."""
+        return len(self.known) - len(self.closing)
+
+    def pick_for_closing(self, count: float, reason: str, newest: bool = False) -> list[tuple[Slot, str]]:
+        """Take so many idle slots, if there are, the longest idle first or last; they count as going from now on."""
+        picked: list[tuple[Slot, str]] = []
+        while len(picked) < count:
+            try:
+                slot = self.queue.pop() if newest else self.queue.popleft()
+            except IndexError:
+                break
+            self.closing[slot.ref] = None
+            picked.append((slot, reason))
+        return picked
 
     def all(self) -> list[Slot]:
         """Return the slots there are at this moment."""

@@ -27,13 +27,13 @@ def follow_statements(engine: Engine) -> None:
     dialect: Any = engine.dialect
 
     def noting(execute: Callable[..., Any]) -> Callable[..., Any]:
-        def execute_and_note(cursor: Any, statement: str, *arguments: Any) -> Any:
-            context = arguments[-1]
-            proxy = None if context is None else context.root_connection._dbapi_connection
-            slot = None if proxy is None else proxy._connection_record
+        def execute_and_note(cursor: Any, statement: str, *arguments: Any, **options: Any) -> Any:
+            context = options.get("context") or (arguments[-1] if arguments else None)
+            connection = getattr(context, "root_connection", None)
+            slot = getattr(getattr(connection, "_dbapi_connection", None), "_connection_record", None)
             if slot is not None:
                 slot.statement = statement
-            return execute(cursor, statement, *arguments)
+            return execute(cursor, statement, *arguments, **options)
 
         return execute_and_note
 

@@ -20,12 +20,16 @@ class Waiter:
     nothing is given to somebody who has gone.
     """
 
-    __slots__ = ("_gate", "context", "decision", "owner")
+    __slots__ = ("_gate", "context", "decision", "is_starved", "owner")
+    # whether there is nobody any more who could be woken
+    is_gone = False
 
     def __init__(self, owner: Owner, context: Context | None = None) -> None:
         self.owner = owner
         # the context variables with which somebody else may connect for it
         self.context = context
+        # it has waited long enough to connect by itself
+        self.is_starved = False
         # empty until it is decided; setdefault() on a dictionary is the atomic step
         self.decision: dict[str, Any] = {}
         self._gate = threading.Lock()
