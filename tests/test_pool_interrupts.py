@@ -32,15 +32,18 @@ def driver() -> Iterator[ScriptedDriver]:
     assert driver.double_closes == 0
 
 
-def assert_whole(pool: Any, driver: ScriptedDriver) -> None:
-    """Check that nothing is in use, nothing is lost, and everything can be had."""
+def assert_whole(pool: Any, driver: ScriptedDriver, interrupts: int = 0) -> None:
+    """Check that nothing is in use, nothing is lost, and everything can be had.
+
+    An interrupt may hit SQLAlchemy or the driver where they alone have a connection: it is garbage then, and a real
+    driver closes it, but not the scripted one.
+    """
     gc.collect()
     wait_until(lambda: pool.stats().connecting == 0)
     stats = pool.stats()
     assert (stats.checked_out, stats.waiters) == (0, 0)
     assert stats.created - sum(stats.closed.values()) == stats.total
-    # drivers close what is lost when it is garbage; the scripted one keeps it
-    assert driver.open_connections == stats.total + stats.closed.get("lost", 0)
+    assert 0 <= driver.open_connections - stats.total <= interrupts
     held = [pool.connect(timeout=5) for _ in range(stats.capacity or 0)]
     for connection in held:
         connection.close()
@@ -86,7 +89,7 @@ def test_ctrl_c_at_any_moment_loses_nothing(
     for rival in rivals:
         rival.join(20)
     assert interrupted == rounds
-    assert_whole(pool, driver)
+    assert_whole(pool, driver, interrupts=rounds)
 
 
 def test_a_signal_handler_may_check_in_and_ask_for_figures(driver: ScriptedDriver) -> None:
