@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import gc
 import logging
 import math
@@ -244,6 +245,15 @@ def test_what_another_thread_gave_back_is_not_held_any_more(driver: ScriptedDriv
     giving_back.start()
     giving_back.join()
     pool.connect().close()
+
+
+def test_a_thread_that_serves_one_context_after_the_other_does_not_nest(driver: ScriptedDriver) -> None:
+    # as worker threads of web frameworks do: the request before goes on elsewhere, with its connection
+    pool = make(driver, nested_checkout="refuse")
+    first = contextvars.copy_context().run(pool.connect)
+    second = contextvars.copy_context().run(pool.connect)
+    first.close()
+    second.close()
 
 
 # -- leaks

@@ -219,19 +219,21 @@ class HandOverPool(QueuePool):
             slot.idle_since = now = time.monotonic()
             slot.mark = None
             slots.tally.held(now - mark[0])
-            if self._minds_nesting:
-                mark[1].held.pop(slot.ref, None)
+            if slot.holding is not None:
+                slot.holding.slots.pop(slot.ref, None)
+                slot.holding = None
         if slot.is_open and slot.dbapi_connection is None:
             slot.count_closed("detached")
             if mark is not None and self._was_dropped(slot):
                 self._report_drop(mark)
-        if slot.is_retired or slots.is_closed or slots.is_retired:
+        is_wanted = not (slot.is_retired or slots.is_closed)
+        if is_wanted and slots.waiters and self._hand_over(slot):
+            return
+        if slots.is_retired or not is_wanted:
             try:
                 self._close_slot(slot, "closed" if slots.is_closed else "disposed")
             finally:
                 self._settle()
-            return
-        if slots.waiters and self._hand_over(slot):
             return
         slots.queue.append(slot)
         # looked at after that: who closes the pool, or waits, looks at the idle ones after it has said so

@@ -11,12 +11,13 @@ import sysconfig
 import threading
 import weakref
 from collections.abc import Callable
+from contextvars import ContextVar
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
 import sqlalchemy
 
-__all__ = ["Mark", "Owner", "Place", "find_place", "shape"]
+__all__ = ["Holding", "Mark", "Owner", "Place", "find_place", "holding", "shape"]
 
 # How far up the stack to look for the application's own code.
 _DEPTH = 40
@@ -35,14 +36,12 @@ _WAYS = 6
 
 
 class Owner:
-    """Be the thread or the task that holds connections, and remember which."""
+    """Be the thread or the task that has connections checked out."""
 
-    __slots__ = ("_thread_or_task", "held")
+    __slots__ = ("_thread_or_task",)
 
     def __init__(self, thread_or_task: threading.Thread | weakref.ref[asyncio.Task[Any]]) -> None:
         self._thread_or_task = thread_or_task
-        # slots by weak reference; kept by pools that mind nested checkouts only
-        self.held: dict[Any, None] = {}
 
     @property
     def has_ended(self) -> bool:
@@ -61,6 +60,23 @@ class Owner:
             task = who()
             name = "a task" if task is None else f"task {task.get_name()}"
         return f"{name} (ended)" if self.has_ended else name
+
+
+class Holding:
+    """Remember what one owner has checked out in one context, for pools that mind nested checkouts."""
+
+    __slots__ = ("owner", "slots")
+
+    def __init__(self, owner: Owner) -> None:
+        self.owner = owner
+        # by weak reference
+        self.slots: dict[Any, None] = {}
+
+
+# A thread that serves one request after the other, each in a context of its own, does not nest where the request
+# before goes on elsewhere with its connection; a task does not nest what its parent holds, from whose context its own
+# was copied. So both, the owner and the context, must be the same.
+holding: ContextVar[Holding | None] = ContextVar("holding", default=None)
 
 
 class Place(NamedTuple):

@@ -15,7 +15,7 @@ from sqlalchemy.pool.base import _ConnectionFairy
 from sqlspec.exceptions import PoolTimeout, SQLSpecError
 from sqlspec.pool.handover import HandOverPool, checkout_deadline
 from sqlspec.pool.housekeeping import look_after
-from sqlspec.pool.places import Mark, Owner, Place, find_place
+from sqlspec.pool.places import Holding, Mark, Owner, Place, find_place, holding
 from sqlspec.pool.reports import explain_timeout, holders, place_of, report_drop, report_leaks
 from sqlspec.pool.slots import Slot
 from sqlspec.pool.stats import Holder, PoolStats
@@ -90,8 +90,7 @@ class FairQueuePool(HandOverPool):
 
     def _do_get(self) -> ConnectionPoolEntry:
         slots, owner = self._pool, self._owner()
-        if owner.held:
-            self._mind_nesting(owner)
+        mine = self._mind_nesting(owner) if self._minds_nesting else None
         slot = None
         if not slots.waiters:
             try:  # noqa: SIM105  # suppress() would cost more than all the rest
@@ -103,8 +102,9 @@ class FairQueuePool(HandOverPool):
         slot.statement = None
         code, instruction = find_place(self._further)
         slot.mark = (time.monotonic(), owner, code, instruction)
-        if self._minds_nesting:
-            owner.held[slot.ref] = None
+        if mine is not None:
+            slot.holding = mine
+            mine.slots[slot.ref] = None
         if self._leak_seconds is not None and not slots.is_looked_after:
             self._look_after()
         return slot
@@ -174,17 +174,25 @@ class FairQueuePool(HandOverPool):
 
     # -- what callers are told
 
-    def _mind_nesting(self, owner: Owner) -> None:
-        held = [slot.mark for ref in list(owner.held) if (slot := ref()) is not None and slot.mark is not None]
-        if not held:
-            owner.held.clear()
-            return
-        told = f"{owner} asks for another connection while it holds one, checked out at {place_of(held[0])}"
+    def _mind_nesting(self, owner: Owner) -> Holding:
+        mine = holding.get()
+        if mine is None or mine.owner is not owner:
+            mine = Holding(owner)
+            holding.set(mine)
+        elif mine.slots:
+            found = [slot for ref in list(mine.slots) if (slot := ref()) is not None and slot.home is self]
+            held = [slot.mark for slot in found if slot.mark is not None and slot.holding is mine]
+            if held:
+                self._tell_of_nesting(owner, place_of(held[0]))
+        return mine
+
+    def _tell_of_nesting(self, owner: Owner, first: Place) -> None:
+        told = f"{owner} asks for another connection while it holds one, checked out at {first}"
         if self._nested_checkout == "refuse":
             self._pool.tally.note("refused")
             raise SQLSpecError(f"{told}: use that one, or close it first")
         here = Place(*find_place(self._further))
-        if self._pool.is_news((place_of(held[0]), here)):
+        if self._pool.is_news((first, here)):
             _logger.warning("%s; now at %s. Where every holder does that, all wait for each other", told, here)
 
     def _timed_out(self, owner: Owner, timeout: float) -> PoolTimeout:

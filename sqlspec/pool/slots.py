@@ -13,7 +13,7 @@ from typing import Any, Protocol, cast
 
 from sqlalchemy.pool.base import _ConnectionRecord
 
-from sqlspec.pool.places import Mark, Owner
+from sqlspec.pool.places import Holding, Mark, Owner
 from sqlspec.pool.stats import PoolStats, Tally
 from sqlspec.pool.waiters import Waiter
 
@@ -48,6 +48,7 @@ class Slot(_ConnectionRecord):
 
     __slots__ = (
         "generation",
+        "holding",
         "home",
         "idle_since",
         "is_connecting",
@@ -79,6 +80,7 @@ class Slot(_ConnectionRecord):
         # who has it checked out, and the one of them who was reported
         self.mark: Mark | None = None
         self.reported: Mark | None = None
+        self.holding: Holding | None = None
         self.statement: str | None = None
         self.proxy: weakref.ref[Any] | None = None
 

@@ -176,9 +176,9 @@ class ScriptedDriver:
     def heal(self, *phases: Phase) -> None:
         """Forget what was said about these phases, or about all; calls that hang go on."""
         with self._lock:
-            gone = [(phase, fault) for phase, fault in self._faults if not phases or phase in phases]
-            self._faults = [known for known in self._faults if known not in gone]
-        for _, fault in gone:
+            gone = [fault for phase, fault in self._faults if not phases or phase in phases]
+            self._faults = [(phase, fault) for phase, fault in self._faults if fault not in gone]
+        for fault in gone:
             fault.released.set()
 
     def stop(self) -> None:
@@ -240,7 +240,8 @@ class ScriptedDriver:
             fault.released.wait(fault.seconds)
         with self._lock:
             # what has happened as often as it was to is forgotten, with its error and all that hangs on that
-            self._faults = [(known, fault) for known, fault in self._faults if fault.left > 0]
+            gone = [fault for fault in faults if fault.left <= 0]
+            self._faults = [(known, fault) for known, fault in self._faults if fault not in gone]
         errors = (fault.error for fault in faults if fault.error is not None)
         error = next(errors, None)
         if error is Disconnect:
