@@ -20,3 +20,11 @@ def test_a_benchmark_prints_its_ratios(script: str) -> None:
     for name, row in json.loads(done.stdout).items():
         # with a wide margin: machines are noisy, and the bars themselves are for `tox -e benchmarks`
         assert 0 < row["ratio"] < row["bar"] * 1.5, name
+
+
+def test_the_benchmark_of_pools_shows_the_stock_pool_failing_where_ours_holds() -> None:
+    command = [sys.executable, str(FOLDER / "pool.py"), "--quick", "--scenario", "failed connect", "--check"]
+    ours = subprocess.run([*command, "--pool", "ours"], capture_output=True, text=True, check=False)
+    assert ours.returncode == 0, ours.stdout + ours.stderr
+    stock = subprocess.run([*command, "--pool", "stock"], capture_output=True, text=True, check=False)
+    assert stock.returncode == 1, stock.stdout + stock.stderr
