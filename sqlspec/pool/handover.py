@@ -30,6 +30,8 @@ _CLOSED = "the pool is closed: open a new registry, or register the config again
 _GAVE_UP = object()
 # Seconds of waiting after which connections that nobody can reach any more are looked for.
 _STARVED = 0.25
+# Seconds for each of those who wait, so that a crowd of them does not keep the processor busy by looking.
+_EACH = 0.005
 # Connections that are opened at the same time for those who wait.
 _OPENERS = 4
 
@@ -169,7 +171,7 @@ class HandOverPool(QueuePool):
             if slots.queue or slots.is_closed or len(slots.known) < slots.capacity:
                 self._settle()
             if not waiter.decision:
-                waiter.wait(min(patience, _STARVED))
+                waiter.wait(min(patience, self._patience()))
                 if not waiter.decision:
                     self._wait_on(waiter, begin + patience)
                 slots.tally.waited(time.monotonic() - begin)
@@ -192,15 +194,19 @@ class HandOverPool(QueuePool):
             self._connect_first(outcome)
         return cast("Slot", outcome)
 
+    def _patience(self) -> float:
+        """Return after how many seconds a waiter does something about it; in a crowd later, since all of them do."""
+        return max(_STARVED, _EACH * len(self._pool.waiters))
+
     def _wait_on(self, waiter: Waiter, deadline: float) -> None:
         """Wait for long, and do something about it."""
-        while not waiter.decision and time.monotonic() < deadline:
+        while not waiter.decision and (now := time.monotonic()) < deadline:
             # it need not wait for others any more, where there is room
             waiter.is_starved = True
             self._settle()
-            until = min(deadline, _collect_garbage(deadline))
+            _collect_garbage(now, deadline)
             if not waiter.decision:
-                waiter.wait(until - time.monotonic())
+                waiter.wait(min(deadline - time.monotonic(), self._patience()))
 
     def _connect_first(self, slot: Slot) -> None:
         try:
@@ -462,20 +468,20 @@ _collection = {"next": 0.0, "took": 0.0}
 _RARELY = 0.5
 
 
-def _collect_garbage(deadline: float) -> float:
+def _collect_garbage(now: float, deadline: float) -> None:
     """Free connections that only unreachable cycles hold, such as an unclosed sqlalchemy.Connection.
 
     When every thread waits in a pool nothing is allocated, so that the collector would not run by itself. It may
     take long: it gets a hundredth of a processor at most, and is not begun where it would not end before the
-    deadline. Returns when to call this again.
+    deadline.
     """
-    begin, used = time.monotonic(), time.thread_time()
-    if begin >= _collection["next"] and begin + _collection["took"] < deadline:
-        _collection["next"] = math.inf
-        try:
-            gc.collect()
-        finally:
-            used = time.thread_time() - used
-            _collection["took"] = time.monotonic() - begin
-            _collection["next"] = time.monotonic() + max(_RARELY, 100 * used)
-    return max(begin, min(_collection["next"], begin + _RARELY))
+    if now < _collection["next"] or now + _collection["took"] >= deadline:
+        return
+    used = time.thread_time()
+    _collection["next"] = math.inf
+    try:
+        gc.collect()
+    finally:
+        used = time.thread_time() - used
+        end = time.monotonic()
+        _collection.update(next=end + max(_RARELY, 100 * used), took=end - now)
