@@ -30,7 +30,7 @@ from sqlspec.pool import AsyncFairQueuePool, FairQueuePool
 from sqlspec.testing import ScriptedDriver
 from tests.servers import wait_until
 
-STEPS = int(os.environ.get("SQLSPEC_STEPS", "1500"))
+STEPS = int(os.environ.get("SQLSPEC_STEPS", "2000"))
 PER_RUN = 50
 ENOUGH = 10.0
 
@@ -106,7 +106,7 @@ class World:
     def pool(self) -> FairQueuePool:
         return self.pools[-1]
 
-    def add(self, pool: FairQueuePool) -> None:
+    def add(self, pool: Any) -> None:
         self.pools.append(pool)
         self.peaks[pool] = pool.stats().capacity or 0
 
@@ -436,15 +436,16 @@ def quick() -> Iterator[None]:
 
 def test_a_pool_loses_nothing_whatever_is_done_to_it(told: Callable[[int], None], quick: None) -> None:
     """Size, order, lingering, opening aside and bounds are drawn as well."""
-    usual = settings(
-        max_examples=max(1, STEPS // PER_RUN),
-        stateful_step_count=PER_RUN,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-    )
     PoolMachine.steps = 0
     while PoolMachine.steps < STEPS:
-        run_state_machine_as_test(PoolMachine, settings=usual)  # type: ignore[no-untyped-call]
+        enough = settings(
+            # some rules take more than one step
+            max_examples=1 + (STEPS - PoolMachine.steps) // (2 * PER_RUN),
+            stateful_step_count=PER_RUN,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        )
+        run_state_machine_as_test(PoolMachine, settings=enough)
     told(PoolMachine.steps)
 
 
@@ -597,7 +598,12 @@ class Tasks(World):
         """Do what an engine does in its dispose()."""
         pool = self.pool
         self.add(pool.recreate())
-        self.start(lambda: (pool.dispose(), pool.recreate()))
+
+        def dispose() -> None:
+            pool.dispose()
+            pool.recreate()
+
+        self.start(dispose)
         if self.options["retire_on_dispose"]:
             self.ended.append(pool)
 

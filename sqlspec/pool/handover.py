@@ -164,6 +164,8 @@ class HandOverPool(QueuePool):
             (math.inf if self._timeout is None else self._timeout) if deadline is None else max(0.0, deadline - begin)
         )
         waiter = self._waiter(owner, contextvars.copy_context() if self._open_aside else None)
+        # without patience it waits for nobody, not even for who opens a connection
+        waiter.is_starved = deadline is None and patience <= 0
         outcome: Any = None
         try:
             slots.waiters.append(waiter)
@@ -174,6 +176,8 @@ class HandOverPool(QueuePool):
                 waiter.wait(min(patience, self._patience()))
                 if not waiter.decision:
                     self._wait_on(waiter, begin + patience)
+                if deadline is None:
+                    self._wait_for_opening(waiter)
                 slots.tally.waited(time.monotonic() - begin)
         except BaseException:
             outcome = waiter.offer(_GAVE_UP)
@@ -207,6 +211,15 @@ class HandOverPool(QueuePool):
             _collect_garbage(now, deadline)
             if not waiter.decision:
                 waiter.wait(min(deadline - time.monotonic(), self._patience()))
+
+    def _wait_for_opening(self, waiter: Waiter) -> None:
+        """Wait on where there is room for a connection: as in QueuePool, `timeout` is not for connecting."""
+        slots = self._pool
+        while not waiter.decision:
+            with contextlib.suppress(ValueError):
+                if slots.waiters.index(waiter) >= slots.capacity - len(slots.known) + len(slots.opening):
+                    return
+            waiter.wait(_STARVED)
 
     def _connect_first(self, slot: Slot) -> None:
         try:
@@ -378,9 +391,10 @@ class HandOverPool(QueuePool):
                 slot.get_connection()
         except Exception as error:  # noqa: BLE001  # it is raised by the waiter
             slots.tell_first_waiter(error)
-        slots.opening.pop(slot.ref, None)
         self._look_after_overflow()
         self._give_back(slot)
+        # only now, so that the waiter sees an opening or what has come of it
+        slots.opening.pop(slot.ref, None)
         # one opener less: others may wait
         self._settle()
 
