@@ -145,7 +145,7 @@ def test_a_signal_handler_may_check_in_and_ask_for_figures(driver: ScriptedDrive
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_connections_that_finalisers_give_back_reach_those_who_wait(driver: ScriptedDriver) -> None:
-    engine = driver.engine(pool_size=3, max_overflow=2, pool_timeout=10)
+    engine = driver.engine(pool_size=3, max_overflow=2, pool_timeout=40)
     threshold = gc.get_threshold()
     gc.set_threshold(20)
     failed: list[BaseException] = []
@@ -153,7 +153,7 @@ def test_connections_that_finalisers_give_back_reach_those_who_wait(driver: Scri
     def work(seed: int) -> None:
         chance = random.Random(seed)  # noqa: S311  # not for secrets
         try:
-            for _ in range(25):
+            for _ in range(15):
                 connection = engine.connect()
                 connection.execute(sa.text("SELECT 1"))
                 if chance.random() < 0.9:

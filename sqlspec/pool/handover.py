@@ -486,7 +486,7 @@ def _collect_garbage(now: float, deadline: float) -> None:
     """Free connections that only unreachable cycles hold, such as an unclosed sqlalchemy.Connection.
 
     When every thread waits in a pool nothing is allocated, so that the collector would not run by itself. It may
-    take long: it gets a hundredth of a processor at most, and is not begun where it would not end before the
+    take long: it gets a tenth of a processor at most, and is not begun where it would not end before the
     deadline.
     """
     if now < _collection["next"] or now + _collection["took"] >= deadline:
@@ -498,4 +498,4 @@ def _collect_garbage(now: float, deadline: float) -> None:
     finally:
         used = time.thread_time() - used
         end = time.monotonic()
-        _collection.update(next=end + max(_RARELY, 100 * used), took=end - now)
+        _collection.update(next=end + max(_RARELY, 10 * used), took=end - now)
