@@ -17,6 +17,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, Pool, QueuePool
 from sqlspec.exceptions import PoolClosed, PoolTimeout
 from sqlspec.pool.places import Mark, Owner
 from sqlspec.pool.slots import Slot, Slots
+from sqlspec.pool.stats import MANY
 from sqlspec.pool.waiters import Waiter
 
 __all__ = ["HandOverPool", "NestedCheckout", "checkout_deadline"]
@@ -178,7 +179,7 @@ class HandOverPool(QueuePool):
                     self._wait_on(waiter, begin + patience)
                 if deadline is None:
                     self._wait_for_opening(waiter)
-                slots.tally.waited(time.monotonic() - begin)
+                slots.tally.waits.append(time.monotonic() - begin)
         except BaseException:
             outcome = waiter.offer(_GAVE_UP)
             if isinstance(outcome, Slot):
@@ -237,7 +238,10 @@ class HandOverPool(QueuePool):
         if mark is not None:
             slot.idle_since = now = time.monotonic()
             slot.mark = None
-            slots.tally.held(now - mark[0])
+            tally = slots.tally
+            tally.holds.append(now - mark[0])
+            if len(tally.holds) > MANY:
+                tally.sum_up()
             if slot.holding is not None:
                 slot.holding.slots.pop(slot.ref, None)
                 slot.holding = None

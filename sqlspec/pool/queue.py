@@ -90,8 +90,14 @@ class FairQueuePool(HandOverPool):
 
     def _do_get(self) -> ConnectionPoolEntry:
         slots, owner = self._pool, self._owner()
-        mine = self._mind_nesting(owner) if self._minds_nesting else None
-        slot = None
+        mine = slot = None
+        if self._minds_nesting:
+            mine = holding.get()
+            if mine is None or mine.owner is not owner:
+                mine = Holding(owner)
+                holding.set(mine)
+            elif mine.slots:
+                self._mind_nesting(mine)
         if not slots.waiters:
             try:  # noqa: SIM105  # suppress() would cost more than all the rest
                 slot = slots.take()
@@ -174,17 +180,11 @@ class FairQueuePool(HandOverPool):
 
     # -- what callers are told
 
-    def _mind_nesting(self, owner: Owner) -> Holding:
-        mine = holding.get()
-        if mine is None or mine.owner is not owner:
-            mine = Holding(owner)
-            holding.set(mine)
-        elif mine.slots:
-            found = [slot for ref in list(mine.slots) if (slot := ref()) is not None and slot.home is self]
-            held = [slot.mark for slot in found if slot.mark is not None and slot.holding is mine]
-            if held:
-                self._tell_of_nesting(owner, place_of(held[0]))
-        return mine
+    def _mind_nesting(self, mine: Holding) -> None:
+        found = [slot for ref in list(mine.slots) if (slot := ref()) is not None and slot.home is self]
+        held = [slot.mark for slot in found if slot.mark is not None and slot.holding is mine]
+        if held:
+            self._tell_of_nesting(mine.owner, place_of(held[0]))
 
     def _tell_of_nesting(self, owner: Owner, first: Place) -> None:
         told = f"{owner} asks for another connection while it holds one, checked out at {first}"

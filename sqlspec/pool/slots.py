@@ -14,7 +14,7 @@ from typing import Any, Protocol, cast
 from sqlalchemy.pool.base import _ConnectionRecord
 
 from sqlspec.pool.places import Holding, Mark, Owner
-from sqlspec.pool.stats import PoolStats, Tally
+from sqlspec.pool.stats import MANY, PoolStats, Tally
 from sqlspec.pool.waiters import Waiter
 
 __all__ = ["Slot", "Slots"]
@@ -91,13 +91,16 @@ class Slot(_ConnectionRecord):
             self.dbapi_connection is None
             or self.generation != home._pool.generation
             or self._soft_invalidate_time
-            or (0 <= home._recycle < self._age())
+            or (home._recycle >= 0 and self._is_old(home))
         ):
             return self._connect_anew()
         return self.dbapi_connection
 
-    def _age(self) -> float:
-        return time.monotonic() - (self.opened_at or 0.0) if self.home._monotonic else time.time() - self.starttime
+    def _is_old(self, home: Home) -> bool:
+        if home._monotonic and self.mark is not None and self.opened_at is not None:
+            # as of the checkout, which has just looked at the clock
+            return self.mark[0] - self.opened_at > home._recycle
+        return time.time() - self.starttime > home._recycle
 
     def _connect_anew(self) -> Any:
         home, begin = self.home, time.monotonic()
@@ -122,20 +125,27 @@ class Slot(_ConnectionRecord):
 
     def _count_opened(self, seconds: float) -> None:
         slots = self.home._pool
-        self.is_open = True
-        slots.tally.connected(seconds)
         slots.last_failure = None
+        tally = slots.tally
+        # from here to the end of the last line no interrupt comes: Python looks for them when it calls functions of
+        # its own and after each call
+        self.is_open = True
         if self.ref in slots.known:
             slots.known[self.ref] = True
+        tally.connects.append(seconds)
 
     def count_closed(self, reason: str) -> None:
         """Count the connection as closed, where one is counted as open."""
         slots = self.home._pool
         if self.is_open:
+            tally, event = slots.tally, f"closed {reason}"
+            # as above
             self.is_open = False
-            slots.tally.note(f"closed {reason}")
             if self.ref in slots.known:
                 slots.known[self.ref] = False
+            tally.events.append(event)
+            if len(tally.events) > MANY:
+                tally.sum_up()
 
     def invalidate(self, e: BaseException | None = None, soft: bool = False) -> None:
         """Close the connection, or with ``soft`` have it replaced at its next checkout."""

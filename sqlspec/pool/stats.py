@@ -7,8 +7,10 @@ import threading
 from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from itertools import repeat, starmap
+from typing import Any, NamedTuple
 
-__all__ = ["BUCKETS", "Holder", "PoolStats", "Tally", "Timing"]
+__all__ = ["BUCKETS", "MANY", "Holder", "PoolStats", "Tally", "Timing"]
 
 # Upper bounds in seconds. OpenTelemetry's for db.client.operation.duration, since dashboards know them.
 BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, float("inf"))
@@ -35,6 +37,8 @@ class Timing:
 
     def plus(self, durations: list[float]) -> Timing:
         """Return the timing that knows these durations as well."""
+        if not durations:
+            return self
         durations = sorted(durations)
         buckets, below = {}, 0
         for bound, known in self.buckets.items():
@@ -129,7 +133,15 @@ class PoolStats:
         return self.closed.get("disconnect", 0)
 
 
-_ENOUGH = 1000
+MANY = 1000
+
+
+class _Sums(NamedTuple):
+    """Hold what has been summed up, and what is about to be, by the name of its deque."""
+
+    timings: Mapping[str, Timing]
+    counts: Counter[str]
+    taken: Mapping[str, list[Any]]
 
 
 class Tally:
@@ -139,55 +151,43 @@ class Tally:
     """
 
     def __init__(self) -> None:
-        self._waits: deque[float] = deque()
-        self._holds: deque[float] = deque()
-        self._connects: deque[float] = deque()
-        self._events: deque[str] = deque()
-        self._timings = dict.fromkeys(("wait", "hold", "connect"), Timing())
-        self._counts: Counter[str] = Counter()
+        # In seconds. Who appends to the holds sums up when they are many; waits and connects end as holds or as events.
+        self.waits: deque[float] = deque()
+        self.holds: deque[float] = deque()
+        self.connects: deque[float] = deque()
+        # names of what happened
+        self.events: deque[str] = deque()
+        self._fresh: Mapping[str, deque[Any]] = {"wait": self.waits, "hold": self.holds, "connect": self.connects}
+        self._sums = _Sums(dict.fromkeys(self._fresh, Timing()), Counter(), self._nothing())
         # Guards the summing up. Who finds it locked leaves the work to its holder and never waits: this runs in
         # finalisers and signal handlers as well, perhaps of the very thread that holds it.
         self._lock = threading.Lock()
 
-    def held(self, seconds: float) -> None:
-        """Add a hold time."""
-        self._holds.append(seconds)
-        if len(self._holds) > _ENOUGH:
-            self._sum_up()
-
-    def waited(self, seconds: float) -> None:
-        """Add the time of a checkout that had to wait."""
-        self._waits.append(seconds)
-        if len(self._waits) > _ENOUGH:
-            self._sum_up()
-
-    def connected(self, seconds: float) -> None:
-        """Add the time that opening a connection took."""
-        self._connects.append(seconds)
-        if len(self._connects) > _ENOUGH:
-            self._sum_up()
+    def _nothing(self) -> Mapping[str, list[Any]]:
+        return {name: [] for name in (*self._fresh, "event")}
 
     def note(self, event: str) -> None:
         """Count an event."""
-        self._events.append(event)
-        if len(self._events) > _ENOUGH:
-            self._sum_up()
+        self.events.append(event)
+        if len(self.events) > MANY:
+            self.sum_up()
 
     def read(self) -> tuple[Mapping[str, Timing], Mapping[str, int]]:
         """Return the timings and the counts of events. Neither changes afterwards."""
-        self._sum_up()
-        return self._timings, self._counts
+        self.sum_up()
+        sums = self._sums
+        return sums.timings, sums.counts
 
-    def _sum_up(self) -> None:
+    def sum_up(self) -> None:
+        """Sum up what was added, or leave it to who is at it already."""
         if self._lock.locked():
             return
         with self._lock:
-            # replaced, not changed: who reads meanwhile sees all of a batch or nothing of it
-            timings = dict(self._timings)
-            for what, fresh in (("wait", self._waits), ("hold", self._holds), ("connect", self._connects)):
-                durations = [fresh.popleft() for _ in range(len(fresh))]
-                if durations:
-                    timings[what] = timings[what].plus(durations)
-            self._timings = timings
-            if self._events:
-                self._counts = self._counts + Counter(self._events.popleft() for _ in range(len(self._events)))
+            timings, counts, taken = self._sums
+            for name, fresh in (*self._fresh.items(), ("event", self.events)):
+                # No interrupt comes in the middle of this: no code of Python's runs in it. One that comes later
+                # leaves what was taken where the next summing up finds it.
+                taken[name].extend(starmap(fresh.popleft, repeat((), len(fresh))))
+            timings = {name: timing.plus(taken[name]) for name, timing in timings.items()}
+            # replaced in one step, so that who reads meanwhile sees all of a batch or nothing of it
+            self._sums = _Sums(timings, counts + Counter(taken["event"]), self._nothing())
