@@ -294,6 +294,20 @@ def test_who_has_waited_long_connects_by_itself_where_there_is_room(driver: Scri
     held.close()
 
 
+@pytest.mark.parametrize("timeout", [0, 0.05])
+@pytest.mark.parametrize("open_aside", [False, True])
+def test_a_timeout_is_for_waiting_and_not_for_connecting(
+    driver: ScriptedDriver, timeout: float, open_aside: bool
+) -> None:
+    pool = make(driver, pool_size=5, timeout=timeout, open_aside=open_aside)
+    driver.slow("connect", 0.2)
+    held = [pool.connect() for _ in range(5)]
+    with pytest.raises(PoolTimeout):
+        pool.connect()
+    for connection in held:
+        connection.close()
+
+
 # -- overflow
 
 
@@ -429,6 +443,26 @@ def test_a_slot_that_an_interrupt_loses_gives_its_place_back(driver: ScriptedDri
     gc.collect()
     assert (pool.total(), pool.stats().closed) == (0, {"lost": 1})
     pool.connect().close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_place_is_found_again_where_python_swallows_the_interrupt_that_lost_it(driver: ScriptedDriver) -> None:
+    class Interrupted(FairQueuePool):
+        swallowed = False
+
+        def _lost(self, ref: Any) -> None:
+            if not self.swallowed:
+                self.swallowed = True
+                raise KeyboardInterrupt
+            super()._lost(ref)
+
+    pool = Interrupted(driver.connect, pool_size=1, max_overflow=0, timeout=20)
+    slot: Any = pool._do_get()
+    del slot
+    gc.collect()
+    assert (pool.swallowed, pool.total()) == (True, 1)
+    pool.connect().close()
+    assert pool.stats().closed == {"lost": 1}
 
 
 def test_a_listener_that_fails_at_checkin_loses_no_connection(driver: ScriptedDriver) -> None:

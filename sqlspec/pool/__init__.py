@@ -1,7 +1,8 @@
 """The pool behind every engine, on SQLAlchemy's QueuePool; the only place that touches its internals."""
 
 from sqlspec.pool.aio import AsyncFairQueuePool
-from sqlspec.pool.handover import NestedCheckout, checkout_deadline
+from sqlspec.pool.base import NestedCheckout
+from sqlspec.pool.handover import checkout_deadline
 from sqlspec.pool.liveness import PrePing
 from sqlspec.pool.queue import BEYOND_QUEUEPOOL, FairQueuePool
 from sqlspec.pool.statements import follow_statements, slot_of

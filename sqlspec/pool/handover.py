@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import gc
 import math
 import sys
 import threading
 import time
 from contextvars import ContextVar
-from typing import Any, Literal, cast
-
-from sqlalchemy.pool import ConnectionPoolEntry, Pool, QueuePool
+from typing import Any
 
 from sqlspec.exceptions import PoolClosed, PoolTimeout
+from sqlspec.pool.base import SlotPool
+from sqlspec.pool.garbage import collect_garbage
 from sqlspec.pool.places import Mark, Owner
-from sqlspec.pool.slots import Slot, Slots
+from sqlspec.pool.slots import Slot
 from sqlspec.pool.stats import MANY
 from sqlspec.pool.waiters import Waiter
 
-__all__ = ["HandOverPool", "NestedCheckout", "checkout_deadline"]
-
-NestedCheckout = Literal["allow", "warn", "refuse"]
+__all__ = ["HandOverPool", "checkout_deadline"]
 
 # Monotonic time at which the checkout under way must be over; None: the pool's own timeout decides.
 checkout_deadline: ContextVar[float | None] = ContextVar("checkout_deadline", default=None)
@@ -37,118 +34,12 @@ _EACH = 0.005
 _OPENERS = 4
 
 
-class HandOverPool(QueuePool):
+class HandOverPool(SlotPool):
     """Move slots between those who ask, those who give back, and the database.
 
     The slots and the waiters are in `Slots`. Taking an idle slot and giving one back while nobody waits are single
     atomic steps. Everything else is decided by `_settle`, which whoever changes something calls afterwards.
     """
-
-    _pool: Slots  # type: ignore[assignment]  # it has what is used of a queue
-
-    def __init__(
-        self,
-        creator: Any,
-        pool_size: int = 5,
-        max_overflow: int = 10,
-        timeout: float | None = 30.0,
-        use_lifo: bool = False,
-        max_waiters: int | None = None,
-        linger_seconds: float = 0.0,
-        open_aside: bool = False,
-        nested_checkout: NestedCheckout = "allow",
-        leak_seconds: float | None = None,
-        monotonic: bool = False,
-        retire_on_dispose: bool = False,
-        **options: Any,
-    ) -> None:
-        Pool.__init__(self, creator, **options)
-        self._timeout: float | None = timeout  # type: ignore[assignment]  # QueuePool takes None as well
-        self._max_waiters = max_waiters
-        self._linger_seconds = linger_seconds
-        self._open_aside = open_aside
-        self._nested_checkout: NestedCheckout = nested_checkout
-        self._minds_nesting = nested_checkout != "allow"
-        self._leak_seconds = leak_seconds
-        self._monotonic = monotonic
-        self._retire_on_dispose = retire_on_dispose
-        self._pool = Slots(pool_size, -1 if pool_size == 0 else max_overflow, use_lifo, linger_seconds > 0)
-        # Guards what `_settle_locked` decides: which waiter is given which slot, which slots come and go, and the
-        # limits. Nobody waits for it: who finds it locked leaves the work to its holder, which looks again after
-        # its release. (The name is that of QueuePool's lock.)
-        self._overflow_lock = threading.Lock()
-
-    def __repr__(self) -> str:
-        state = "closed" if self._pool.is_closed else f"{self.checkedout()} checked out, {self.checkedin()} checked in"
-        return f"<{type(self).__name__} of {self.size()} + {self._max_overflow}, {state}>"
-
-    def _arguments(self) -> dict[str, Any]:
-        """Return the arguments with which a pool like this one is made."""
-        return {
-            "pool_size": self._pool.maxsize,
-            "max_overflow": self._pool.max_overflow,
-            "timeout": self._timeout,
-            "use_lifo": self._pool.use_lifo,
-            "max_waiters": self._max_waiters,
-            "linger_seconds": self._linger_seconds,
-            "open_aside": self._open_aside,
-            "nested_checkout": self._nested_checkout,
-            "leak_seconds": self._leak_seconds,
-            "monotonic": self._monotonic,
-            "retire_on_dispose": self._retire_on_dispose,
-            "recycle": self._recycle,
-            "echo": self.echo,
-            "logging_name": self._orig_logging_name,
-            "reset_on_return": self._reset_on_return,
-            "pre_ping": self._pre_ping,
-            "dialect": self._dialect,
-        }
-
-    def recreate(self) -> HandOverPool:
-        """Return a pool with the same options and the present limits, closed where this one is."""
-        self.logger.info("Pool recreating")
-        slots = self._pool
-        # after dispose(), the new pool takes the place of this one
-        slots.is_retired = slots.is_disposed and self._retire_on_dispose
-        self._settle()
-        pool = type(self)(self._creator, **self._arguments(), _dispatch=self.dispatch)
-        pool._pool.is_closed = slots.is_closed
-        return pool
-
-    # -- figures, under QueuePool's names
-
-    def size(self) -> int:
-        """Return the configured number of connections kept."""
-        return self._pool.maxsize
-
-    def checkedin(self) -> int:
-        """Return the number of idle slots, with a connection or, after an invalidation, without."""
-        return len(self._pool.queue)
-
-    def checkedout(self) -> int:
-        """Return the number of slots that are in use."""
-        return len(self._pool.known) - len(self._pool.queue)
-
-    def overflow(self) -> int:
-        """Return the number of slots beyond `size`; negative while there are fewer."""
-        return self._overflow if self._pool.maxsize else 0
-
-    def total(self) -> int:
-        """Return the number of slots."""
-        return len(self._pool.known)
-
-    @property
-    def _overflow(self) -> int:  # type: ignore[override]  # counted, where QueuePool keeps a number
-        return len(self._pool.known) - self._pool.maxsize
-
-    @property
-    def _max_overflow(self) -> int:
-        return self._pool.max_overflow
-
-    @_max_overflow.setter
-    def _max_overflow(self, max_overflow: int) -> None:
-        # SQLAlchemy's own test kit sets it on living pools
-        self.resize(self._pool.maxsize, max_overflow)
 
     # -- checkout, where no connection is idle
 
@@ -161,9 +52,9 @@ class HandOverPool(QueuePool):
             slots.tally.note("refused")
             raise PoolTimeout(f"{len(slots.waiters)} callers wait for a connection already, and max_waiters={limit}")
         begin, deadline = time.monotonic(), checkout_deadline.get()
-        patience = (
-            (math.inf if self._timeout is None else self._timeout) if deadline is None else max(0.0, deadline - begin)
-        )
+        patience = self._timeout if deadline is None else max(0.0, deadline - begin)
+        if patience is None:
+            patience = math.inf
         waiter = self._waiter(owner, contextvars.copy_context() if self._open_aside else None)
         # without patience it waits for nobody, not even for who opens a connection
         waiter.is_starved = deadline is None and patience <= 0
@@ -174,11 +65,11 @@ class HandOverPool(QueuePool):
             if slots.queue or slots.is_closed or len(slots.known) < slots.capacity:
                 self._settle()
             if not waiter.decision:
-                waiter.wait(min(patience, self._patience()))
+                waiter.wait(_STARVED if patience > _STARVED else patience)
                 if not waiter.decision:
                     self._wait_on(waiter, begin + patience)
-                if deadline is None:
-                    self._wait_for_opening(waiter)
+                    if deadline is None:
+                        self._wait_for_opening(waiter)
                 slots.tally.waits.append(time.monotonic() - begin)
         except BaseException:
             outcome = waiter.offer(_GAVE_UP)
@@ -195,23 +86,27 @@ class HandOverPool(QueuePool):
             raise self._timed_out(owner, patience)
         if isinstance(outcome, BaseException):
             raise outcome
-        if outcome.opened_at is None:
-            self._connect_first(outcome)
-        return cast("Slot", outcome)
+        slot: Slot = outcome
+        if slot.opened_at is None:
+            self._connect_first(slot)
+        return slot
 
-    def _patience(self) -> float:
+    def _pause_of_waiters(self) -> float:
         """Return after how many seconds a waiter does something about it; in a crowd later, since all of them do."""
         return max(_STARVED, _EACH * len(self._pool.waiters))
 
     def _wait_on(self, waiter: Waiter, deadline: float) -> None:
         """Wait for long, and do something about it."""
+        # in a crowd later, since all of them do
+        waiter.wait(min(deadline - time.monotonic(), self._pause_of_waiters() - _STARVED))
         while not waiter.decision and (now := time.monotonic()) < deadline:
             # it need not wait for others any more, where there is room
             waiter.is_starved = True
+            self._find_lost()
             self._settle()
-            _collect_garbage(now, deadline)
+            collect_garbage(now, deadline)
             if not waiter.decision:
-                waiter.wait(min(deadline - time.monotonic(), self._patience()))
+                waiter.wait(min(deadline - time.monotonic(), self._pause_of_waiters()))
 
     def _wait_for_opening(self, waiter: Waiter) -> None:
         """Wait on where there is room for a connection: as in QueuePool, `timeout` is not for connecting."""
@@ -232,8 +127,8 @@ class HandOverPool(QueuePool):
 
     # -- checkin: what is called from here never waits
 
-    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
-        slot, slots = cast("Slot", record), self._pool
+    def _do_return_conn(self, slot: Slot) -> None:  # type: ignore[override]  # every record of this pool is one
+        slots = self._pool
         mark = slot.mark
         if mark is not None:
             slot.idle_since = now = time.monotonic()
@@ -306,6 +201,12 @@ class HandOverPool(QueuePool):
                 slots.tally.note("closed lost")
             slots.forget(ref)
             self._settle()
+
+    def _find_lost(self) -> None:
+        """Make up for the calls of `_lost` in which Python has swallowed an interrupt."""
+        for ref in list(self._pool.known):
+            if ref() is None:
+                self._lost(ref)
 
     # -- who is given what
 
@@ -439,28 +340,6 @@ class HandOverPool(QueuePool):
             self._sleep(0.005)
         return left
 
-    def resize(self, pool_size: int, max_overflow: int | None = None) -> None:
-        """Change how many connections are kept and how many may be open beyond that.
-
-        More serve waiters at once. Fewer close idle connections, the longest idle first, and connections that are
-        checked out when they come back. Thread-safe.
-
-        Raises:
-            ValueError: ``pool_size`` is below 1, or ``max_overflow`` below -1.
-        """
-        slots = self._pool
-        if max_overflow is None:
-            max_overflow = slots.max_overflow if slots.wished is None else slots.wished[1]
-        if pool_size < 1 or max_overflow < -1:
-            raise ValueError(f"pool_size={pool_size}, max_overflow={max_overflow}: at least 1 and 0; -1 is no limit")
-        slots.wished = pool_size, max_overflow
-        self._settle()
-        while slots.wished is not None:
-            # somebody else is settling
-            time.sleep(0.0005)
-            self._settle()
-        self._look_after_overflow()
-
     # -- for the classes on top
 
     _waiter: type[Waiter]
@@ -474,32 +353,5 @@ class HandOverPool(QueuePool):
     def _was_dropped(self, slot: Slot) -> bool:
         raise NotImplementedError
 
-    def _look_after_overflow(self) -> None:
-        raise NotImplementedError
-
     def _sleep(self, seconds: float) -> None:
         raise NotImplementedError
-
-
-_collection = {"next": 0.0, "took": 0.0}
-# Seconds between collections, at least.
-_RARELY = 0.5
-
-
-def _collect_garbage(now: float, deadline: float) -> None:
-    """Free connections that only unreachable cycles hold, such as an unclosed sqlalchemy.Connection.
-
-    When every thread waits in a pool nothing is allocated, so that the collector would not run by itself. It may
-    take long: it gets a tenth of a processor at most, and is not begun where it would not end before the
-    deadline.
-    """
-    if now < _collection["next"] or now + _collection["took"] >= deadline:
-        return
-    used = time.thread_time()
-    _collection["next"] = math.inf
-    try:
-        gc.collect()
-    finally:
-        used = time.thread_time() - used
-        end = time.monotonic()
-        _collection.update(next=end + max(_RARELY, 10 * used), took=end - now)

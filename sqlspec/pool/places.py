@@ -30,9 +30,9 @@ _STANDARD_LIBRARY = sysconfig.get_path("stdlib") + os.sep
 # file name to kind; notebooks make ever new names
 _kinds: dict[str, int] = {}
 _FILES = 10_000
-# Ways from the application to find_place(): how far up the stack, and the functions which it calls there.
-_ways: tuple[tuple[int, dict[int, CodeType]], ...] = ()
-_WAYS = 6
+# Ways from the application to find_place(): how far up the stack it is, and its known places there.
+_ways: tuple[tuple[int, dict[tuple[int, int], CodeType]], ...] = ()
+_WAYS, _PLACES = 8, 10_000
 
 
 class Owner:
@@ -103,21 +103,20 @@ def find_place(further: Callable[[], FrameType | None] | None = None) -> tuple[C
     stack goes on that ends.
     """
     global _ways
-    # Each frame that is looked at costs about a thirtieth of a checkout: known ways are tried first, and of those the
-    # last one, since most applications have one way of asking for connections.
+    # Each frame that is looked at costs about a thirtieth of a checkout: known places are looked for first, and of
+    # those the ones as far up as the last, since most applications have one way of asking for connections.
     ways = _ways
     for way in ways:
-        depth, callees = way
+        depth, places = way
         try:
             frame = sys._getframe(depth)
         except ValueError:
             continue
-        if id(frame.f_code) in callees and (caller := frame.f_back) is not None:
-            code = caller.f_code
-            if _kinds.get(code.co_filename) == _APPLICATION:
-                if way is not ways[0]:
-                    _ways = (way, *(other for other in ways if other is not way))
-                return code, caller.f_lasti
+        code, instruction = frame.f_code, frame.f_lasti
+        if (id(code), instruction) in places:
+            if way is not ways[0]:
+                _ways = (way, *(other for other in ways if other is not way))
+            return code, instruction
     return _search(sys._getframe(1), further)
 
 
@@ -140,7 +139,7 @@ def _search(frame: FrameType | None, further: Callable[[], FrameType | None] | N
             kind = _OURS if _is_generated(frame) else _APPLICATION
         if kind == _APPLICATION:
             if nearest is None and last is not None and depth > 0:
-                _learn(depth, last[0])
+                _learn(depth + 1, code, frame.f_lasti)
             return code, frame.f_lasti
         last = code, frame.f_lasti
         if kind == _LIBRARY and nearest is None:
@@ -149,14 +148,16 @@ def _search(frame: FrameType | None, further: Callable[[], FrameType | None] | N
     return nearest or last or (find_place.__code__, 0)
 
 
-def _learn(depth: int, callee: CodeType) -> None:
-    """Remember a way from the application to the pool on which there is only SQLAlchemy and sqlspec."""
+def _learn(depth: int, code: CodeType, instruction: int) -> None:
+    """Remember a place of the application between which and the pool there is only SQLAlchemy and sqlspec."""
     global _ways  # replaced, not changed, for those who go through it
-    ways = {known: dict(callees) for known, callees in _ways}
-    if depth in ways or len(ways) < _WAYS:
+    places = dict(_ways).get(depth)
+    if places is None:
+        places = {}
+        _ways = ((depth, places), *_ways)[:_WAYS]
+    if len(places) < _PLACES:
         # by identity, since the hash of code takes long; the code is kept so that its identity stays its own
-        ways.setdefault(depth, {})[id(callee)] = callee
-        _ways = tuple(ways.items())
+        places[id(code), instruction] = code
 
 
 def _is_generated(frame: FrameType) -> bool:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, cast
+from typing import Any
 
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 from sqlalchemy.pool.base import _ConnectionFairy
@@ -166,7 +166,7 @@ class FairQueuePool(HandOverPool):
     def _owner(self) -> Owner:
         local = self._pool.local
         try:
-            return cast("Owner", local.owner)
+            return local.owner  # type: ignore[no-any-return]  # a thread's local variables have no types
         except AttributeError:
             owner = local.owner = Owner(threading.current_thread())
             return owner
@@ -187,13 +187,19 @@ class FairQueuePool(HandOverPool):
             self._tell_of_nesting(mine.owner, place_of(held[0]))
 
     def _tell_of_nesting(self, owner: Owner, first: Place) -> None:
-        told = f"{owner} asks for another connection while it holds one, checked out at {first}"
         if self._nested_checkout == "refuse":
             self._pool.tally.note("refused")
+            told = f"{owner} asks for another connection while it holds one, checked out at {first}"
             raise SQLSpecError(f"{told}: use that one, or close it first")
         here = Place(*find_place(self._further))
         if self._pool.is_news((first, here)):
-            _logger.warning("%s; now at %s. Where every holder does that, all wait for each other", told, here)
+            _logger.warning(
+                "%s asks for another connection while it holds one, checked out at %s; now at %s. "
+                "Where every holder does that, all wait for each other",
+                owner,
+                first,
+                here,
+            )
 
     def _timed_out(self, owner: Owner, timeout: float) -> PoolTimeout:
         slots = self._pool

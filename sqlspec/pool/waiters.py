@@ -48,4 +48,4 @@ class Waiter:
 
     def wait(self, seconds: float) -> None:
         """Return when woken, or after so many seconds."""
-        self._gate.acquire(timeout=min(max(seconds, 0.0), threading.TIMEOUT_MAX))
+        self._gate.acquire(timeout=max(seconds, 0.0))

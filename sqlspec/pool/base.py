@@ -1,0 +1,155 @@
+"""SlotPool: a QueuePool whose connections are in slots."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any, Literal
+
+from sqlalchemy.pool import Pool, QueuePool
+
+from sqlspec.pool.slots import Slots
+
+__all__ = ["NestedCheckout", "SlotPool"]
+
+NestedCheckout = Literal["allow", "warn", "refuse"]
+
+
+class SlotPool(QueuePool):
+    """Hold the arguments, the limits and the slots of a pool, and tell its figures under QueuePool's names."""
+
+    _pool: Slots  # type: ignore[assignment]  # it has what is used of a queue
+
+    def __init__(
+        self,
+        creator: Any,
+        pool_size: int = 5,
+        max_overflow: int = 10,
+        timeout: float | None = 30.0,
+        use_lifo: bool = False,
+        max_waiters: int | None = None,
+        linger_seconds: float = 0.0,
+        open_aside: bool = False,
+        nested_checkout: NestedCheckout = "allow",
+        leak_seconds: float | None = None,
+        monotonic: bool = False,
+        retire_on_dispose: bool = False,
+        **options: Any,
+    ) -> None:
+        Pool.__init__(self, creator, **options)
+        self._timeout: float | None = timeout  # type: ignore[assignment]  # QueuePool takes None as well
+        self._max_waiters = max_waiters
+        self._linger_seconds = linger_seconds
+        self._open_aside = open_aside
+        self._nested_checkout: NestedCheckout = nested_checkout
+        self._minds_nesting = nested_checkout != "allow"
+        self._leak_seconds = leak_seconds
+        self._monotonic = monotonic
+        self._retire_on_dispose = retire_on_dispose
+        self._pool = Slots(pool_size, -1 if pool_size == 0 else max_overflow, use_lifo, linger_seconds > 0)
+        # Guards what `HandOverPool._settle_locked` decides: which waiter is given which slot, which slots come and
+        # go, and the limits. Nobody waits for it: who finds it locked leaves the work to its holder, which looks
+        # again after its release. (The name is that of QueuePool's lock.)
+        self._overflow_lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._pool.is_closed else f"{self.checkedout()} checked out, {self.checkedin()} checked in"
+        return f"<{type(self).__name__} of {self.size()} + {self._max_overflow}, {state}>"
+
+    def _arguments(self) -> dict[str, Any]:
+        """Return the arguments with which a pool like this one is made."""
+        return {
+            "pool_size": self._pool.maxsize,
+            "max_overflow": self._pool.max_overflow,
+            "timeout": self._timeout,
+            "use_lifo": self._pool.use_lifo,
+            "max_waiters": self._max_waiters,
+            "linger_seconds": self._linger_seconds,
+            "open_aside": self._open_aside,
+            "nested_checkout": self._nested_checkout,
+            "leak_seconds": self._leak_seconds,
+            "monotonic": self._monotonic,
+            "retire_on_dispose": self._retire_on_dispose,
+            "recycle": self._recycle,
+            "echo": self.echo,
+            "logging_name": self._orig_logging_name,
+            "reset_on_return": self._reset_on_return,
+            "pre_ping": self._pre_ping,
+            "dialect": self._dialect,
+        }
+
+    def recreate(self) -> SlotPool:
+        """Return a pool with the same options and the present limits, closed where this one is."""
+        self.logger.info("Pool recreating")
+        slots = self._pool
+        # after dispose(), the new pool takes the place of this one
+        slots.is_retired = slots.is_disposed and self._retire_on_dispose
+        self._settle()
+        pool = type(self)(self._creator, **self._arguments(), _dispatch=self.dispatch)
+        pool._pool.is_closed = slots.is_closed
+        return pool
+
+    # -- figures, under QueuePool's names
+
+    def size(self) -> int:
+        """Return the configured number of connections kept."""
+        return self._pool.maxsize
+
+    def checkedin(self) -> int:
+        """Return the number of idle slots, with a connection or, after an invalidation, without."""
+        return len(self._pool.queue)
+
+    def checkedout(self) -> int:
+        """Return the number of slots that are in use."""
+        return len(self._pool.known) - len(self._pool.queue)
+
+    def overflow(self) -> int:
+        """Return the number of slots beyond `size`; negative while there are fewer."""
+        return self._overflow if self._pool.maxsize else 0
+
+    def total(self) -> int:
+        """Return the number of slots."""
+        return len(self._pool.known)
+
+    @property
+    def _overflow(self) -> int:  # type: ignore[override]  # counted, where QueuePool keeps a number
+        return len(self._pool.known) - self._pool.maxsize
+
+    @property
+    def _max_overflow(self) -> int:
+        return self._pool.max_overflow
+
+    @_max_overflow.setter
+    def _max_overflow(self, max_overflow: int) -> None:
+        # SQLAlchemy's own test kit sets it on living pools
+        self.resize(self._pool.maxsize, max_overflow)
+
+    def resize(self, pool_size: int, max_overflow: int | None = None) -> None:
+        """Change how many connections are kept and how many may be open beyond that.
+
+        More serve waiters at once. Fewer close idle connections, the longest idle first, and connections that are
+        checked out when they come back. Thread-safe.
+
+        Raises:
+            ValueError: ``pool_size`` is below 1, or ``max_overflow`` below -1.
+        """
+        slots = self._pool
+        if max_overflow is None:
+            max_overflow = slots.max_overflow if slots.wished is None else slots.wished[1]
+        if pool_size < 1 or max_overflow < -1:
+            raise ValueError(f"pool_size={pool_size}, max_overflow={max_overflow}: at least 1 and 0; -1 is no limit")
+        slots.wished = pool_size, max_overflow
+        self._settle()
+        while slots.wished is not None:
+            # somebody else is settling
+            time.sleep(0.0005)
+            self._settle()
+        self._look_after_overflow()
+
+    # -- for the classes on top
+
+    def _settle(self) -> None:
+        raise NotImplementedError
+
+    def _look_after_overflow(self) -> None:
+        raise NotImplementedError
