@@ -7,9 +7,11 @@ import importlib.util
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
 from operator import methodcaller
+from threading import Lock
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -20,7 +22,7 @@ from sqlalchemy.util import await_only, greenlet_spawn
 
 from sqlspec.pool import BEYOND_QUEUEPOOL, AsyncFairQueuePool, FairQueuePool
 
-__all__ = ["KITS", "AsyncDriver", "Driver", "Kit", "Maker", "Pool", "Refused"]
+__all__ = ["KITS", "LEAST", "AsyncDriver", "Driver", "Kit", "Maker", "Pool", "Refused"]
 
 # what a config of sqlspec switches on
 LIKE_A_CONFIG: dict[str, Any] = {**BEYOND_QUEUEPOOL, "nested_checkout": "warn", "recycle": 3600}
@@ -97,6 +99,44 @@ class AsyncDriver(Driver):
         if self.seconds:
             await asyncio.sleep(self.seconds)
         return self._outcome(AsyncConnection)
+
+
+class LeastPool(QueuePool):
+    """Serve in the order of asking and do nothing else: no timeout, no figures, no failures, no end.
+
+    Nobody uses such a pool. It shows what the order and SQLAlchemy's own objects cost alone.
+    """
+
+    def __init__(self, creator: Any, size: int, *arguments: Any, **options: Any) -> None:
+        super().__init__(creator, size, *arguments, **options)
+        self._idle = deque(self._create_connection() for _ in range(size))
+        self._waiters: deque[tuple[list[Any], Any]] = deque()
+
+    def _do_get(self) -> Any:
+        given, gate = waiter = ([], Lock())
+        gate.acquire()
+        self._waiters.append(waiter)
+        self._serve()
+        gate.acquire()
+        return given[0]
+
+    def _do_return_conn(self, record: Any) -> None:
+        self._idle.append(record)
+        self._serve()
+
+    def _serve(self) -> None:
+        while self._idle and self._waiters:
+            try:
+                record = self._idle.popleft()
+            except IndexError:
+                return
+            try:
+                given, gate = self._waiters.popleft()
+            except IndexError:
+                self._idle.append(record)
+                continue
+            given.append(record)
+            gate.release()
 
 
 class Pool(NamedTuple):
@@ -179,6 +219,9 @@ def of_dbutils(driver: Driver, size: int, overflow: int = 0, timeout: float = 30
     pool = PooledDB(driver, maxcached=size, maxconnections=size + overflow, blocking=True, ping=0)
     yield Pool(pool.connection, methodcaller("close"))
     pool.close()
+
+
+LEAST = of_sqlalchemy(LeastPool)
 
 
 def cycles(kind: type[QueuePool], **options: Any) -> Mapping[str, Maker]:
