@@ -12,9 +12,23 @@ from sqlspec.exceptions import (
 )
 from sqlspec.pool import Holder, PoolStats
 from sqlspec.registry import SQLSpec
-from sqlspec.session import Connection, Cursor, Savepoint, Session
+from sqlspec.session import (
+    AsyncConnection,
+    AsyncCursor,
+    AsyncSavepoint,
+    AsyncSession,
+    Connection,
+    Cursor,
+    PendingResult,
+    Savepoint,
+    Session,
+)
 
 __all__ = [
+    "AsyncConnection",
+    "AsyncCursor",
+    "AsyncSavepoint",
+    "AsyncSession",
     "ConfigError",
     "Connection",
     "ConnectionTimeout",
@@ -22,6 +36,7 @@ __all__ = [
     "EnvironmentConfig",
     "Holder",
     "InstrumentationConfig",
+    "PendingResult",
     "PoolClosed",
     "PoolStats",
     "PoolTimeout",

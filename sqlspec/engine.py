@@ -15,7 +15,14 @@ from sqlspec.adapters import Driver, TransactionOptions, driver_for
 from sqlspec.adapters.sqlite import SQLiteConnectionConfig
 from sqlspec.config import NoPoolSyncConfig, PoolConfig
 from sqlspec.exceptions import ConfigError
-from sqlspec.pool import BEYOND_QUEUEPOOL, FairQueuePool, PrePing, checkout_deadline, follow_statements
+from sqlspec.pool import (
+    BEYOND_QUEUEPOOL,
+    AsyncFairQueuePool,
+    FairQueuePool,
+    PrePing,
+    checkout_deadline,
+    follow_statements,
+)
 
 __all__ = ["adopt_transaction", "borrow", "build_engine", "discard"]
 
@@ -27,15 +34,15 @@ _OPTIONS = "sqlspec_options"
 _BEGUN = "sqlspec_begun"
 
 
-def build_engine(config: NoPoolSyncConfig, name: str = "default") -> Engine:
-    """Translate a config into an engine. Connects to nothing.
+def build_engine(config: NoPoolSyncConfig, name: str = "default", *, is_async: bool = False) -> Engine:
+    """Translate a config into an engine, of an `AsyncEngine` the synchronous one inside. Connects to nothing.
 
     The engine's URL carries no password: it is added to each connect at the last moment.
 
     Raises:
         ConfigError: the config names no database, or its driver is not installed.
     """
-    driver = driver_for(config)
+    driver = driver_for(config, is_async=is_async)
     missing = driver.missing()
     if missing is not None:
         raise ConfigError(missing)
@@ -44,14 +51,14 @@ def build_engine(config: NoPoolSyncConfig, name: str = "default") -> Engine:
         "echo": config.echo or config.instrumentation.log_statements,
         "hide_parameters": not config.instrumentation.log_parameters,
         "pool_logging_name": config.instrumentation.pool_name or name,
-        **_pool_options(config),
+        **_pool_options(config, driver),
     }
     if config.autocommit and driver.syntax != "sqlite":
         options["isolation_level"] = "AUTOCOMMIT"
         if driver.syntax == "mysql":
             options["skip_autocommit_rollback"] = True
     try:
-        engine = sqlalchemy.create_engine(driver.url(), **options)
+        engine = (_create_async_engine if is_async else sqlalchemy.create_engine)(driver.url(), **options)
     except ModuleNotFoundError as error:
         extra = f"pip install 'sqlspec-pool[{driver.extra}]'" if driver.extra else "install it"
         raise ConfigError(f"the driver {error.name} is not installed: {extra}") from None
@@ -62,11 +69,17 @@ def build_engine(config: NoPoolSyncConfig, name: str = "default") -> Engine:
     return engine
 
 
-def _pool_options(config: NoPoolSyncConfig) -> dict[str, Any]:
+def _create_async_engine(url: sqlalchemy.URL, **options: Any) -> Engine:
+    from sqlalchemy.ext.asyncio import create_async_engine
+
+    return create_async_engine(url, **options).sync_engine
+
+
+def _pool_options(config: NoPoolSyncConfig, driver: Driver) -> dict[str, Any]:
     if not isinstance(config, PoolConfig):
         return {"poolclass": NullPool}
     options: dict[str, Any] = {
-        "poolclass": FairQueuePool,
+        "poolclass": AsyncFairQueuePool if driver.is_async else FairQueuePool,
         "pool_size": config.pool_size,
         "max_overflow": config.max_overflow,
         "pool_timeout": config.pool_timeout,
@@ -93,7 +106,7 @@ def _connect_through(engine: Engine, config: NoPoolSyncConfig, driver: Driver) -
     listeners run before it and may set a password themselves; ``creator=`` would bypass them.
     """
     connect = engine.dialect.connect
-    key = "passwd" if driver.syntax == "mysql" else "password"
+    key = "passwd" if driver.name == "MySQLdb" else "password"
 
     def open_connection(*arguments: Any, **parameters: Any) -> Any:
         deadline = checkout_deadline.get()
@@ -111,7 +124,7 @@ def _connect_through(engine: Engine, config: NoPoolSyncConfig, driver: Driver) -
         if failure is None:
             return connection
         if connection is not None:
-            connection.close()
+            _close(engine, connection, failure)
         elif isinstance(failure, TypeError):
             failure = ConfigError(f"the driver does not take an option of the url: {failure}", "url")
         # The frames of a driver hold the password in their locals, and tracebacks may show locals.
@@ -124,6 +137,14 @@ def _connect_through(engine: Engine, config: NoPoolSyncConfig, driver: Driver) -
             del failure
 
     engine.dialect.connect = open_connection  # type: ignore[method-assign]  # one engine's dialect, see above
+
+
+def _close(engine: Engine, connection: Any, failure: BaseException) -> None:
+    """Close a connection that could not be prepared; without waiting for the server where somebody has given up."""
+    if engine.dialect.has_terminate and not isinstance(failure, Exception):
+        engine.dialect.do_terminate(connection)
+    else:
+        connection.close()
 
 
 def borrow(

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import SecretStr, ValidationError, create_model
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from sqlspec.adapters import MySQLConfig, PostgreSQLConfig, SQLiteConfig
+from sqlspec.adapters import MySQLConfig, PostgreSQLConfig, SQLiteConfig, driver_for
 from sqlspec.config import SyncDatabaseConfig
 from sqlspec.exceptions import ConfigError, SQLSpecWarning
 
@@ -195,7 +195,7 @@ def _adapter_for(url: str | None, scheme: str | None) -> _Adapter:
 
 def _build(adapter: _Adapter, values: dict[str, Any]) -> SyncDatabaseConfig:
     config = adapter(**values)
-    missing = config.driver().missing()
+    missing = driver_for(config, is_async=config.is_async_only).missing()
     if missing is not None:
         raise ConfigError(missing)
     return config

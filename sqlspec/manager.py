@@ -1,23 +1,30 @@
-"""PooledConnectionManager: the engine of one config, built when it is first needed."""
+"""PooledConnectionManager: the engines of one config, built when they are first needed."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import logging
 import threading
 import time
+from collections.abc import AsyncGenerator
 
 import sqlalchemy
 from sqlalchemy import Engine
 from sqlalchemy.pool import Pool, PoolProxiedConnection
+from sqlalchemy.util import greenlet_spawn
 
-from sqlspec.adapters import TransactionOptions, driver_for
+from sqlspec.adapters import Driver, TransactionOptions, driver_for
 from sqlspec.adapters.sqlite import SQLiteConnectionConfig
-from sqlspec.config import NoPoolSyncConfig
+from sqlspec.config import NoPoolSyncConfig, PoolConfig
 from sqlspec.engine import build_engine
 from sqlspec.exceptions import ConfigError, ConnectionTimeout, PoolClosed, PoolTimeout
 from sqlspec.pool import FairQueuePool, Holder, PoolStats, checkout_deadline
-from sqlspec.session import Connection, Session
+from sqlspec.session import AsyncConnection, AsyncSession, Connection, Session
 
 __all__ = ["PooledConnectionManager"]
+
+_logger = logging.getLogger("sqlspec")
 
 
 def left_of(timeout: float | None, begin: float) -> float | None:
@@ -25,44 +32,155 @@ def left_of(timeout: float | None, begin: float) -> float | None:
     return None if timeout is None else max(0.001, timeout - (time.monotonic() - begin))
 
 
+class EngineSource:
+    """Check connections out of one engine: that of the threads, or that of the tasks of one event loop."""
+
+    def __init__(self, manager: PooledConnectionManager, is_async: bool) -> None:
+        self._manager = manager
+        self.driver: Driver = driver_for(manager.config, is_async=is_async)
+        self.engine: Engine = build_engine(manager.config, manager.name, is_async=is_async)
+        if isinstance(self.engine.pool, FairQueuePool) and manager.limits is not None:
+            self.engine.pool.resize(*manager.limits)
+        if is_async:
+            self._watch = _close_with_the_loop(self.engine.pool)
+            # as far as its yield, where it waits for the end of the running loop
+            with contextlib.suppress(StopIteration):
+                anext(self._watch).__await__().send(None)
+
+    @property
+    def successor(self) -> EngineSource | None:
+        """Return what serves instead, where the config has been replaced."""
+        manager = self._manager.successor
+        return None if manager is None else manager.source(is_async=self.driver.is_async)
+
+    def get_connection(self, timeout: float | None) -> Connection:
+        """Check a DB-API connection out; errors are the driver's.
+
+        Raises:
+            ConnectionTimeout: none became available in time; ``phase`` tells where the time went.
+        """
+        begin = 0.0 if timeout is None else time.monotonic()
+        try:
+            proxy = self._check_out(timeout)
+        except PoolClosed:
+            successor = self.successor
+            if successor is None:
+                raise
+            return successor.get_connection(left_of(timeout, begin))
+        return Connection(proxy, self.driver, self.engine.dialect)
+
+    def check_out(self, timeout: float | None) -> PoolProxiedConnection:
+        """Check a connection out for a session: errors of the driver become SQLAlchemy's.
+
+        Raises:
+            ConnectionTimeout: none became available in time.
+            sqlalchemy.exc.DBAPIError: the database refused the connection.
+        """
+        try:
+            return self._check_out(timeout)
+        except self.engine.dialect.loaded_dbapi.Error as error:
+            sqlalchemy.Connection._handle_dbapi_exception_noconnection(error, self.engine.dialect, self.engine)
+
+    def _check_out(self, timeout: float | None) -> PoolProxiedConnection:
+        try:
+            return self.engine.pool.connect() if timeout is None else self._connect_within(timeout)
+        except PoolTimeout as error:
+            phase = error.phase if isinstance(error, ConnectionTimeout) else "wait"
+            raise ConnectionTimeout(f"{self._manager.name}: {error}", phase) from error.__cause__
+
+    def _connect_within(self, timeout: float) -> PoolProxiedConnection:
+        if not (isinstance(timeout, (int, float)) and 0 < timeout < threading.TIMEOUT_MAX):
+            raise ConfigError(f"timeout={timeout!r}: give seconds above 0")
+        deadline = time.monotonic() + timeout
+        token = checkout_deadline.set(deadline)
+        try:
+            return self.engine.pool.connect()
+        except (self.engine.dialect.loaded_dbapi.Error, TimeoutError) as error:
+            # libpq gives up a little early
+            if time.monotonic() < deadline - 0.05:
+                raise
+            raise ConnectionTimeout(f"connecting took longer than {timeout:.3g} s", "connect") from error
+        finally:
+            checkout_deadline.reset(token)
+
+
+async def _close_with_the_loop(pool: Pool) -> AsyncGenerator[None]:
+    """Close the pool of an event loop when that ends: a loop that is shut down closes the generators begun in it."""
+    try:
+        yield
+    finally:
+        if isinstance(pool, FairQueuePool):
+            await greenlet_spawn(pool.close)
+
+
 class PooledConnectionManager:
-    """Hold the engine and the pool of one config. Thread-safe; nothing connects before it is asked to."""
+    """Hold the engines and the pools of one config: one for all threads, and one for each event loop.
+
+    Thread-safe; nothing connects before it is asked to.
+    """
 
     def __init__(self, config: NoPoolSyncConfig, name: str = "default") -> None:
         self.config = config
         self.name = name
-        self.driver = driver_for(config)
         # what has taken the name of this one over: whoever comes late goes there
         self.successor: PooledConnectionManager | None = None
-        # Guards _engine and _closed. Building an engine imports the driver and connects to nothing.
+        # limits other than the config's
+        self.limits: tuple[int, int | None] | None = None
+        # Guards _sources and _closed. Building an engine imports the driver and connects to nothing.
         self._lock = threading.Lock()
-        self._engine: Engine | None = None
+        # None stands for the threads
+        self._sources: dict[asyncio.AbstractEventLoop | None, EngineSource] = {}
         self._closed = False
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else "not used yet" if self._engine is None else repr(self._engine.pool)
-        return f"<PooledConnectionManager {self.name!r}, {state}>"
+        pools = ", ".join(repr(pool) for pool in self.pools())
+        return f"<PooledConnectionManager {self.name!r}, {'closed' if self._closed else pools or 'not used yet'}>"
 
-    @property
-    def engine(self) -> Engine:
-        """Return the engine, built by the first caller.
+    def source(self, *, is_async: bool = False) -> EngineSource:
+        """Return where connections for threads come from, or those for the running event loop.
+
+        The first caller has it built; the successor has it where there is one.
 
         Raises:
             PoolClosed: after `close`.
-            ConfigError: the driver is not installed.
+            ConfigError: the driver is not installed, or the URL names one of the other kind.
         """
-        engine = self._engine
-        if engine is None or self._closed:
-            with self._lock:
-                if self._closed:
-                    raise PoolClosed(f"{self.name!r} is closed: register its config again, or open a new registry")
-                engine = self._engine = self._engine or build_engine(self.config, self.name)
-        return engine
+        loop = _running_loop() if is_async else None
+        source = self._sources.get(loop)
+        if source is not None and not self._closed:
+            return source
+        with self._lock:
+            if not self._closed:
+                # whose loop has ended, nobody can use
+                for ended in [known for known in self._sources if known is not None and known.is_closed()]:
+                    del self._sources[ended]
+                source = self._sources.get(loop) or self._sources.setdefault(loop, EngineSource(self, is_async))
+                count = len(self._sources)
+        if source is not None and not self._closed:
+            if count > 1:
+                _logger.info("%s: there are %d pools now, each with its own capacity", self.name, count)
+            return source
+        if self.successor is None:
+            raise PoolClosed(f"{self.name!r} is closed: register its config again, or open a new registry")
+        return self.successor.source(is_async=is_async)
+
+    @property
+    def engine(self) -> Engine:
+        """Return the engine of the threads."""
+        return self.source().engine
 
     @property
     def pool(self) -> Pool:
-        """Return the live pool."""
+        """Return the live pool of the threads."""
         return self.engine.pool
+
+    def pools(self) -> list[FairQueuePool]:
+        """Return the pools there are, also after `close`."""
+        with self._lock:
+            pools = [
+                source.engine.pool for loop, source in self._sources.items() if loop is None or not loop.is_closed()
+            ]
+        return [pool for pool in pools if isinstance(pool, FairQueuePool)]
 
     def get_connection(self, timeout: float | None = None) -> Connection:
         """Check a DB-API connection out, within ``timeout`` seconds for waiting and connecting.
@@ -71,17 +189,15 @@ class PooledConnectionManager:
             ConnectionTimeout: none became available in time; ``phase`` tells where the time went.
             Exception: the driver's error, where it cannot connect.
         """
-        begin = 0.0 if timeout is None else time.monotonic()
-        try:
-            engine = self.engine
-            proxy = engine.pool.connect() if timeout is None else self._connect_within(timeout, engine)
-        except PoolTimeout as error:
-            raise self._named(error) from error.__cause__
-        except PoolClosed:
-            if self.successor is None:
-                raise
-            return self.successor.get_connection(left_of(timeout, begin))
-        return Connection(proxy, self.driver, engine.dialect)
+        return self.source().get_connection(timeout)
+
+    def get_async_connection(self, timeout: float | None = None) -> AsyncConnection:
+        """Return a DB-API connection for an ``async with`` block, which checks it out.
+
+        Raises:
+            ConfigError: no event loop runs, or the config has no asynchronous driver.
+        """
+        return AsyncConnection(self.source(is_async=True), timeout)
 
     def get_session(
         self,
@@ -95,6 +211,30 @@ class PooledConnectionManager:
         Raises:
             ConfigError: the database does not know the isolation level.
         """
+        return self._session(self.source(), timeout, autocommit, read_only, isolation_level)
+
+    def get_async_session(
+        self,
+        timeout: float | None = None,
+        autocommit: bool | None = None,
+        read_only: bool = False,
+        isolation_level: str | None = None,
+    ) -> AsyncSession:
+        """Return an asynchronous session, as `get_session`.
+
+        Raises:
+            ConfigError: no event loop runs, or the config has no asynchronous driver.
+        """
+        return AsyncSession(self._session(self.source(is_async=True), timeout, autocommit, read_only, isolation_level))
+
+    def _session(
+        self,
+        source: EngineSource,
+        timeout: float | None,
+        autocommit: bool | None,
+        read_only: bool,
+        isolation_level: str | None,
+    ) -> Session:
         usual = self.config.autocommit
         wanted = usual if autocommit is None else autocommit
         options = None
@@ -102,85 +242,80 @@ class PooledConnectionManager:
             if wanted:
                 raise ConfigError("read_only and isolation_level belong to transactions: autocommit=True has none")
             options = TransactionOptions(isolation_level, read_only)
-            self.driver.check(options)
-        try:
-            return Session(self, timeout, wanted, wanted is not usual, options)
-        except PoolClosed:
-            if self.successor is None:
-                raise
-            return self.successor.get_session(timeout, autocommit, read_only, isolation_level)
-
-    def check_out(self, timeout: float | None) -> PoolProxiedConnection:
-        """Check a connection out for a session: errors of the driver become SQLAlchemy's.
-
-        Raises:
-            ConnectionTimeout: none became available in time.
-            sqlalchemy.exc.DBAPIError: the database refused the connection.
-        """
-        engine = self.engine
-        try:
-            return engine.pool.connect() if timeout is None else self._connect_within(timeout, engine)
-        except PoolTimeout as error:
-            raise self._named(error) from error.__cause__
-        except engine.dialect.loaded_dbapi.Error as error:
-            sqlalchemy.Connection._handle_dbapi_exception_noconnection(error, engine.dialect, engine)
-
-    def _connect_within(self, timeout: float, engine: Engine) -> PoolProxiedConnection:
-        if not (isinstance(timeout, (int, float)) and 0 < timeout < threading.TIMEOUT_MAX):
-            raise ConfigError(f"timeout={timeout!r}: give seconds above 0")
-        deadline = time.monotonic() + timeout
-        token = checkout_deadline.set(deadline)
-        try:
-            return engine.pool.connect()
-        except engine.dialect.loaded_dbapi.Error as error:
-            # libpq gives up a little early
-            if time.monotonic() < deadline - 0.05:
-                raise
-            raise ConnectionTimeout(f"connecting took longer than {timeout:.3g} s", "connect") from error
-        finally:
-            checkout_deadline.reset(token)
-
-    def _named(self, error: PoolTimeout) -> ConnectionTimeout:
-        """Turn the pool's error into one that names the config."""
-        phase = error.phase if isinstance(error, ConnectionTimeout) else "wait"
-        return ConnectionTimeout(f"{self.name}: {error}", phase)
+            source.driver.check(options)
+        return Session(source, timeout, wanted, wanted is not usual, options)
 
     def get_pool_stats(self) -> PoolStats:
-        """Return the figures of the pool. Opens no connection."""
-        pool = self.pool
-        if isinstance(pool, FairQueuePool):
-            return pool.stats()
-        return PoolStats(size=0, checked_in=0, checked_out=0, overflow=0, total=0)
+        """Return the figures of the pools together. Opens no connection."""
+        pools = self.pools() or self._first_pool()
+        return PoolStats.of([pool.stats() for pool in pools])
 
     def get_holders(self) -> list[Holder]:
         """Return who has connections checked out, the longest first."""
-        pool = self.pool
-        return pool.get_holders() if isinstance(pool, FairQueuePool) else []
+        found = [holder for pool in self.pools() for holder in pool.get_holders()]
+        return sorted(found, key=lambda holder: holder.seconds, reverse=True)
 
     def resize_pool(self, pool_size: int, max_overflow: int | None = None) -> None:
-        """Change the limits of the pool while it is in use.
+        """Change the limits of the pools, also of those to come.
 
         Raises:
             ConfigError: the config has no pool, or the limits are out of range.
         """
-        pool = self.pool
-        if not isinstance(pool, FairQueuePool):
+        if not isinstance(self.config, PoolConfig):
             raise ConfigError(f"{type(self.config).__name__} has no pool to resize")
         if isinstance(self.config, SQLiteConnectionConfig) and self.config.in_memory:
             raise ConfigError("a database in memory is its one connection: it cannot be resized")
         try:
-            pool.resize(pool_size, max_overflow)
+            for pool in self.pools() or self._first_pool():
+                pool.resize(pool_size, max_overflow)
         except ValueError as error:
             raise ConfigError(str(error)) from None
+        self.limits = pool_size, max_overflow
+
+    def _first_pool(self) -> list[FairQueuePool]:
+        """Return a pool where there is none yet: of the kind that the config has."""
+        pool = None if self.config.is_async_only else self.pool
+        return [pool] if isinstance(pool, FairQueuePool) else []
 
     def close(self, timeout: float | None = None) -> int:
-        """Close the pool: idle connections now, the others as they come back, for which it waits ``timeout`` seconds.
+        """Close the pools: idle connections now, the others as they come back, for which it waits ``timeout`` seconds.
 
-        Returns how many are still checked out. Harmless when repeated.
+        It does not wait for those of event loops, which close in their loops. Harmless when repeated.
+
+        Returns how many are still checked out.
         """
+        own, others = self._retire(None)
+        return others + (0 if own is None else own.close(timeout))
+
+    async def aclose(self, timeout: float | None = None) -> int:
+        """Close the pools, as `close`; for those of the running loop it waits, and not for those of threads."""
+        own, others = self._retire(asyncio.get_running_loop())
+        return others + (0 if own is None else await greenlet_spawn(own.close, timeout))
+
+    def _retire(self, waiting: asyncio.AbstractEventLoop | None) -> tuple[FairQueuePool | None, int]:
+        """Close all pools but that of who can wait for it; return that, and how many of the others are checked out."""
         with self._lock:
             self._closed = True
-            engine = self._engine
-        if engine is None or not isinstance(engine.pool, FairQueuePool):
-            return 0
-        return engine.pool.close(timeout)
+            sources = dict(self._sources)
+        own, left = None, 0
+        for loop, source in sources.items():
+            pool = source.engine.pool
+            if not isinstance(pool, FairQueuePool) or (loop is not None and loop.is_closed()):
+                continue
+            if loop is waiting:
+                own = pool
+            elif loop is None:
+                left += pool.close()
+            else:
+                left += pool.checkedout()
+                # the loop may end in between, and closes the pool by itself then
+                with contextlib.suppress(RuntimeError):
+                    loop.call_soon_threadsafe(pool.close)
+        return own, left
+
+
+def _running_loop() -> asyncio.AbstractEventLoop:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise ConfigError("no event loop runs here: call this in a coroutine, or use get_session()") from None

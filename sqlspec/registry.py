@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy import Engine
 
@@ -20,7 +20,10 @@ from sqlspec.environment import EnvironmentConfig, read_toml
 from sqlspec.exceptions import ConfigError, PoolClosed
 from sqlspec.manager import PooledConnectionManager
 from sqlspec.pool import Holder, PoolStats
-from sqlspec.session import Connection, Session
+from sqlspec.session import AsyncConnection, AsyncSession, Connection, Session
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 __all__ = ["SQLSpec"]
 
@@ -83,7 +86,7 @@ class SQLSpec:
             raise ConfigError(f"register_config() takes a config such as PostgreSQLConfig(…), not {given}")
         if not isinstance(name, str) or not name or not name.isprintable():
             raise ConfigError("name must be a string of printable characters that is not empty")
-        missing = driver_for(config).missing()
+        missing = driver_for(config, is_async=config.is_async_only).missing()
         if missing is not None:
             raise ConfigError(missing)
         manager = PooledConnectionManager(config, name)
@@ -147,6 +150,44 @@ class SQLSpec:
         """
         return self._manager(name).get_session(timeout, autocommit, read_only, isolation_level)
 
+    def get_async_connection(self, name: str = "default", *, timeout: float | None = None) -> AsyncConnection:
+        """Return a DB-API connection for an ``async with`` block, which rolls back what was not committed.
+
+        Raises:
+            ConfigError: there is no such name, it has no asynchronous driver, or no event loop runs.
+            PoolClosed: after `close`.
+        """
+        return self._manager(name).get_async_connection(timeout)
+
+    def get_async_session(
+        self,
+        name: str = "default",
+        *,
+        timeout: float | None = None,
+        autocommit: bool | None = None,
+        read_only: bool = False,
+        isolation_level: str | None = None,
+    ) -> AsyncSession:
+        """Return a unit of work for an ``async with`` block, as `get_session`.
+
+        Each event loop has a pool of its own, which closes when the loop ends.
+
+        Raises:
+            ConfigError: there is no such name or isolation level, no asynchronous driver, or no event loop runs.
+            PoolClosed: after `close`.
+        """
+        return self._manager(name).get_async_session(timeout, autocommit, read_only, isolation_level)
+
+    def get_async_engine(self, name: str = "default") -> AsyncEngine:
+        """Return the SQLAlchemy engine behind a name for the running event loop.
+
+        Raises:
+            ConfigError: there is no such name, it has no asynchronous driver, or no event loop runs.
+        """
+        from sqlalchemy.ext.asyncio import AsyncEngine
+
+        return AsyncEngine(self._manager(name).source(is_async=True).engine)
+
     def get_engine(self, name: str = "default") -> Engine:
         """Return the SQLAlchemy engine behind a name: for ORM, Alembic, pandas."""
         return self._manager(name).engine
@@ -189,20 +230,22 @@ class SQLSpec:
         """Close every pool, the last registered first; nothing can be had by name afterwards.
 
         Idle connections close at once, the others when they come back; with a timeout, up to so many seconds
-        are spent waiting for those. Harmless when repeated.
+        are spent waiting for those. Pools of event loops close in their loops. Harmless when repeated.
         """
+        deadline = time.monotonic() + (timeout or 0.0)
+        for manager in self._retire():
+            _tell_of(manager, manager.close(max(0.0, deadline - time.monotonic())))
+
+    async def aclose(self, timeout: float | None = None) -> None:
+        """Close every pool, as `close`; wait for the connections of the running event loop."""
+        deadline = time.monotonic() + (timeout or 0.0)
+        for manager in self._retire():
+            _tell_of(manager, await manager.aclose(max(0.0, deadline - time.monotonic())))
+
+    def _retire(self) -> list[PooledConnectionManager]:
         with self._lock:
             self._closed = True
-            managers = list(self._managers.values())
-        deadline = time.monotonic() + (timeout or 0.0)
-        for manager in reversed(managers):
-            left = manager.close(max(0.0, deadline - time.monotonic()))
-            if left:
-                _logger.warning(
-                    "%s: %d connections are still checked out; they close when they come back",
-                    manager.name,
-                    left,
-                )
+            return list(reversed(self._managers.values()))
 
     def __enter__(self) -> Self:
         if self._closed:
@@ -213,3 +256,16 @@ class SQLSpec:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    async def __aenter__(self) -> Self:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+def _tell_of(manager: PooledConnectionManager, left: int) -> None:
+    if left:
+        _logger.warning("%s: %d connections are still checked out; they close when they come back", manager.name, left)

@@ -19,12 +19,12 @@ __all__ = [
 ]
 
 
-def driver_for(config: object) -> Driver:
+def driver_for(config: object, *, is_async: bool = False) -> Driver:
     """Return what knows how to connect to the database of a config.
 
     Raises:
-        sqlspec.exceptions.ConfigError: the config is of no database, or names none.
+        sqlspec.exceptions.ConfigError: the config is of no database, or its URL names a driver of the other kind.
     """
     if isinstance(config, (PostgreSQLConfig, MySQLConfig, SQLiteConnectionConfig)):
-        return config.driver()
+        return config.async_driver() if is_async else config.driver()
     raise ConfigError(f"{type(config).__name__} names no database: use PostgreSQLConfig, MySQLConfig or SQLiteConfig")

@@ -12,10 +12,21 @@ from sqlalchemy import URL
 from sqlspec.config.base import NoPoolSyncConfig
 from sqlspec.exceptions import ConfigError
 
-__all__ = ["ISOLATION_LEVELS", "Driver", "Syntax", "TLSMode", "TransactionOptions", "check_tls_ca", "whole_seconds"]
+__all__ = [
+    "ISOLATION_LEVELS",
+    "Driver",
+    "Language",
+    "Syntax",
+    "TLSMode",
+    "TransactionOptions",
+    "check_tls_ca",
+    "whole_seconds",
+]
 
 TLSMode = Literal["disable", "require", "verify-ca", "verify-full"]
 Syntax = Literal["postgresql", "mysql", "sqlite"]
+# what a driver takes: the syntax of its database, and placeholders of its own
+Language = Literal["postgresql", "postgresql $1", "mysql", "sqlite"]
 ISOLATION_LEVELS = ("READ UNCOMMITTED", "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
 
 
@@ -37,7 +48,10 @@ class Driver(ABC):
     name: ClassVar[str]
     extra: ClassVar[str | None] = None
     syntax: ClassVar[Syntax]
+    language: ClassVar[Language]
     isolation_levels: ClassVar[tuple[str, ...]] = ISOLATION_LEVELS
+    # whether its connections are SQLAlchemy's adapters of asynchronous ones: calls wait in a greenlet of SQLAlchemy's
+    is_async: ClassVar[bool] = False
     # whether begin() must be called before each transaction even without options
     sends_begin: ClassVar[bool] = False
     # whether closing a connection a second time is an error, which PEP 249 leaves open

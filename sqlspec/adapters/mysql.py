@@ -1,8 +1,9 @@
-"""MySQL and MariaDB: MySQLConfig, and the driver mysqlclient."""
+"""MySQL and MariaDB: MySQLConfig, and the drivers mysqlclient and asyncmy."""
 
 from __future__ import annotations
 
 import math
+import ssl
 from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
@@ -95,14 +96,17 @@ class MySQLConfig(MySQLPoolConfig, SyncDatabaseConfig):
             raise ConfigError("asyncmy is asynchronous only: leave the driver out of the url")
         return MySQLClient(self)
 
+    def async_driver(self) -> Driver:
+        """Return the driver asyncmy."""
+        if self.parsed_url.drivername.endswith("+mysqldb"):
+            raise ConfigError("mysqldb (mysqlclient) is synchronous only: leave the driver out of the url")
+        return Asyncmy(self)
 
-class MySQLClient(Driver):
-    """Do it on mysqlclient."""
 
-    name = "MySQLdb"
-    extra = "mysql"
+class _MySQLDriver(Driver):
     syntax = "mysql"
-    closes_once = True
+    language = "mysql"
+    scheme: ClassVar[str]
 
     _config: MySQLConfig
 
@@ -116,7 +120,7 @@ class MySQLClient(Driver):
         return "MySQLConfig names no server: give url='mysql://…', host='…', or unix_socket in the url"
 
     def url(self) -> URL:
-        url = self._config.parsed_url.set(drivername="mysql+mysqldb")
+        url = self._config.parsed_url.set(drivername=self.scheme)
         if url.host is not None and url.host.startswith("/"):
             return url._replace(host=None).update_query_dict({"unix_socket": url.host})
         return url
@@ -125,15 +129,10 @@ class MySQLClient(Driver):
         config = self._config
         arguments: dict[str, Any] = {
             "connect_timeout": whole_seconds(config.connect_timeout),
-            # one statement a call, and no files of this machine for a server that asks for them
-            "multi_statements": False,
+            # no files of this machine for a server that asks for them
             "local_infile": 0,
             "charset": config.charset,
         }
-        if config.tls is not None:
-            arguments["ssl_mode"] = _MODES[config.tls]
-            if config.tls_ca is not None:
-                arguments["ssl"] = {"ca": config.tls_ca}
         return arguments
 
     def prepare(self, connection: Any) -> None:
@@ -144,7 +143,7 @@ class MySQLClient(Driver):
             values.append(self._config.sql_mode)
         seconds = self._config.command_timeout
         if seconds is not None:
-            if "MariaDB" in connection.get_server_info():
+            if "MariaDB" in self._server_info(connection):
                 assignments.append("max_statement_time = %s")
                 # its unit is a microsecond, and 0 would mean for ever
                 values.append(max(seconds, 0.001))
@@ -157,10 +156,14 @@ class MySQLClient(Driver):
             if not self._config.sql_mode:
                 cursor.execute("SELECT @@sql_mode")
                 if "NO_BACKSLASH_ESCAPES" in cursor.fetchone()[0].split(","):
-                    raise connection.ProgrammingError(f"the server's sql_mode: {_NO_BACKSLASHES}, with sql_mode='…'")
+                    raise self._errors(connection).ProgrammingError(
+                        f"the server's sql_mode: {_NO_BACKSLASHES}, with sql_mode='…'"
+                    )
         # The MariaDB client library goes on in plain text where the server offers no TLS.
         if self._config.tls not in {None, "disable"} and not self.uses_tls(connection):
-            raise connection.OperationalError(2026, f"tls={self._config.tls!r}, but the server offers no TLS")
+            raise self._errors(connection).OperationalError(
+                2026, f"tls={self._config.tls!r}, but the server offers no TLS"
+            )
 
     def uses_tls(self, connection: Any) -> bool:
         with connection.cursor() as cursor:
@@ -169,11 +172,20 @@ class MySQLClient(Driver):
         return row is not None and bool(row[1])
 
     def host(self, connection: Any) -> str | None:
-        host, _, way = connection.get_host_info().partition(" via ")
-        return str(host) if way.startswith("TCP") else None
+        raise NotImplementedError
+
+    def _server_info(self, connection: Any) -> str:
+        raise NotImplementedError
+
+    def _errors(self, connection: Any) -> Any:
+        """Return what has the driver's exceptions."""
+        raise NotImplementedError
+
+    def _run(self, connection: Any, statement: str) -> None:
+        raise NotImplementedError
 
     def server_version(self, connection: Any) -> str:
-        version: str = connection.get_server_info()
+        version = self._server_info(connection)
         # MariaDB puts 5.5.5- before its version for old replicas
         return version.removeprefix("5.5.5-") if "MariaDB" in version else f"MySQL {version}"
 
@@ -182,18 +194,50 @@ class MySQLClient(Driver):
             return
         if options.isolation_level is not None:
             # for the next transaction only: nothing to undo
-            connection.query(f"SET TRANSACTION ISOLATION LEVEL {options.isolation_level}")
+            self._run(connection, f"SET TRANSACTION ISOLATION LEVEL {options.isolation_level}")
         if options.read_only:
             # for the session: for the next transaction only, it would let DDL through, which commits first
-            connection.query("SET SESSION TRANSACTION READ ONLY")
+            self._run(connection, "SET SESSION TRANSACTION READ ONLY")
 
     def restore(self, connection: Any, options: TransactionOptions) -> None:
         if options.read_only:
-            connection.query("SET SESSION TRANSACTION READ WRITE")
+            self._run(connection, "SET SESSION TRANSACTION READ WRITE")
 
     def set_autocommit(self, connection: Any, enabled: bool) -> None:
         if connection.get_autocommit() != enabled:
             connection.autocommit(enabled)
+
+
+class MySQLClient(_MySQLDriver):
+    """Do it on mysqlclient."""
+
+    name = "MySQLdb"
+    extra = "mysql"
+    scheme = "mysql+mysqldb"
+    closes_once = True
+
+    def connect_args(self) -> dict[str, Any]:
+        config = self._config
+        # one statement a call
+        arguments = {**super().connect_args(), "multi_statements": False}
+        if config.tls is not None:
+            arguments["ssl_mode"] = _MODES[config.tls]
+            if config.tls_ca is not None:
+                arguments["ssl"] = {"ca": config.tls_ca}
+        return arguments
+
+    def host(self, connection: Any) -> str | None:
+        host, _, way = connection.get_host_info().partition(" via ")
+        return str(host) if way.startswith("TCP") else None
+
+    def _server_info(self, connection: Any) -> str:
+        return str(connection.get_server_info())
+
+    def _errors(self, connection: Any) -> Any:
+        return connection
+
+    def _run(self, connection: Any, statement: str) -> None:
+        connection.query(statement)
 
     def discard(self, connection: Any) -> bool:
         url = self._config.parsed_url
@@ -204,3 +248,56 @@ class MySQLClient(Driver):
         connection.query(f"SET NAMES {self._config.charset}")
         self.prepare(connection)
         return True
+
+
+# COM_SET_OPTION, and its number for one statement a call
+_SET_OPTION, _ONE_STATEMENT = 0x1B, b"\x01\x00"
+
+
+class Asyncmy(_MySQLDriver):
+    """Do it on asyncmy, as SQLAlchemy adapts its connections."""
+
+    name = "asyncmy"
+    extra = "asyncmy"
+    scheme = "mysql+asyncmy"
+    is_async = True
+
+    def connect_args(self) -> dict[str, Any]:
+        arguments = super().connect_args()
+        if self._config.tls not in {None, "disable"}:
+            arguments["ssl"] = self._tls_context()
+        return arguments
+
+    def _tls_context(self) -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=self._config.tls_ca)
+        context.check_hostname = self._config.tls == "verify-full"
+        if self._config.tls == "require":
+            context.verify_mode = ssl.CERT_NONE
+        return context
+
+    def prepare(self, connection: Any) -> None:
+        connection.run_async(_allow_one_statement_a_call)
+        super().prepare(connection)
+
+    def host(self, connection: Any) -> str | None:
+        return None if self.url().host is None else self._config.parsed_url.host
+
+    def _server_info(self, connection: Any) -> str:
+        return str(connection.driver_connection.get_server_info())
+
+    def _errors(self, connection: Any) -> Any:
+        return connection.dbapi
+
+    def _run(self, connection: Any, statement: str) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(statement)
+
+    def discard(self, connection: Any) -> bool:
+        # asyncmy has neither COM_CHANGE_USER nor COM_RESET_CONNECTION
+        return False
+
+
+async def _allow_one_statement_a_call(connection: Any) -> None:
+    """Undo what asyncmy asks for at each connect, and has no option against."""
+    await connection._execute_command(_SET_OPTION, _ONE_STATEMENT)
+    await connection.read_packet()

@@ -1,15 +1,16 @@
-"""PostgreSQL: PostgreSQLConfig, and the drivers psycopg2 and psycopg."""
+"""PostgreSQL: PostgreSQLConfig, and the drivers psycopg2, psycopg and asyncpg."""
 
 from __future__ import annotations
 
 import math
+import ssl
 import warnings
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from sqlalchemy import URL
 
-from sqlspec.adapters.driver import Driver, TLSMode, TransactionOptions, check_tls_ca, whole_seconds
+from sqlspec.adapters.driver import Driver, Language, TLSMode, TransactionOptions, check_tls_ca, whole_seconds
 from sqlspec.config.base import PoolConfig, SyncDatabaseConfig
 from sqlspec.exceptions import ConfigError, SQLSpecWarning
 
@@ -84,10 +85,20 @@ class PostgreSQLConfig(PostgreSQLPoolConfig, SyncDatabaseConfig):
             )
         return Psycopg(self) if named == "psycopg" else Psycopg2(self)
 
+    def async_driver(self) -> Driver:
+        """Return the asynchronous driver that the URL names, asyncpg where it names none."""
+        named = self.parsed_url.drivername.partition("+")[2]
+        if named == "psycopg2":
+            raise ConfigError(
+                "psycopg2 is synchronous only: leave the driver out of the url, or write postgresql+psycopg://"
+            )
+        return PsycopgAsync(self) if named == "psycopg" else Asyncpg(self)
+
 
 class _PostgreSQLDriver(Driver):
     extra = "postgresql"
     syntax = "postgresql"
+    language: ClassVar[Language] = "postgresql"
 
     _config: PostgreSQLConfig
 
@@ -207,3 +218,100 @@ class Psycopg(_PostgreSQLDriver):
 
     def _set_read_only(self, connection: Any, read_only: bool | None) -> None:
         connection.read_only = read_only
+
+
+class PsycopgAsync(Psycopg):
+    """Do it on psycopg's asynchronous connections, as SQLAlchemy adapts them."""
+
+    is_async = True
+
+    def uses_tls(self, connection: Any) -> bool:
+        return super().uses_tls(connection.driver_connection)
+
+    def _set_isolation_level(self, connection: Any, level: str | None) -> None:
+        import psycopg
+
+        connection.set_isolation_level(None if level is None else psycopg.IsolationLevel[level.replace(" ", "_")])
+
+    def _set_read_only(self, connection: Any, read_only: bool | None) -> None:
+        connection.set_read_only(read_only)
+
+
+# As DISCARD ALL, which would take asyncpg's own prepared statements along; those are part of no session's state.
+_ALL_BUT_STATEMENTS = (
+    "CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *; SELECT pg_advisory_unlock_all(); "
+    "DISCARD PLANS; DISCARD TEMP; DISCARD SEQUENCES"
+)
+
+_HOSTS = ("host", "port")
+
+
+class Asyncpg(_PostgreSQLDriver):
+    """Do it on asyncpg, as SQLAlchemy adapts its connections."""
+
+    name = "asyncpg"
+    extra = "asyncpg"
+    language = "postgresql $1"
+    is_async = True
+
+    def url(self) -> URL:
+        # its query is libpq's, which asyncpg understands in a DSN only; SQLAlchemy finds several hosts there
+        url = super().url()
+        return url.set(query={key: value for key, value in url.query.items() if key in _HOSTS})
+
+    def connect_args(self) -> dict[str, Any]:
+        config = self._config
+        settings = {"application_name": config.application_name, "client_encoding": config.client_encoding}
+        if options := self._options():
+            settings["options"] = options
+        query = {key: value for key, value in config.parsed_url.query.items() if key not in {"options", *_HOSTS}}
+        if config.tls is not None:
+            query["sslmode"] = config.tls
+        if config.tls_ca is not None:
+            query["sslrootcert"] = config.tls_ca
+        arguments: dict[str, Any] = {"timeout": config.connect_timeout, "server_settings": settings}
+        if config.prepare_threshold is None:
+            # a proxy hands each transaction to another server connection, which knows no statement prepared before
+            arguments |= {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
+        if config.tls_ca == "system":
+            # libpq's word, which asyncpg would take for a file
+            del query["sslrootcert"]
+            arguments["ssl"] = ssl.create_default_context()
+            arguments["ssl"].check_hostname = query["sslmode"] == "verify-full"
+        return {**arguments, "dsn": URL.create("postgresql", query=query).render_as_string()}
+
+    def limit_connect(self, arguments: dict[str, Any], seconds: float) -> None:
+        arguments["timeout"] = min(arguments["timeout"], seconds)
+
+    def end(self, connection: Any, how: Literal["commit", "rollback"]) -> None:
+        super().end(connection, how)
+        # what was begun in a string, SQLAlchemy's adapter does not know of
+        if connection.driver_connection.is_in_transaction():
+            connection.run_async(lambda driver_connection: driver_connection.execute(how.upper()))
+
+    def uses_tls(self, connection: Any) -> bool:
+        return bool(self._value(connection, "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"))
+
+    def host(self, connection: Any) -> str | None:
+        host = self._value(connection, "SELECT host(inet_server_addr())")
+        return None if host is None else str(host)
+
+    def server_version(self, connection: Any) -> str:
+        return f"PostgreSQL {self._value(connection, 'SHOW server_version')}"
+
+    def discard(self, connection: Any) -> bool:
+        connection.rollback()
+        connection.run_async(lambda driver_connection: driver_connection.execute(_ALL_BUT_STATEMENTS))
+        return True
+
+    def _value(self, connection: Any, statement: str) -> Any:
+        # past the adapter, which would begin a transaction
+        return connection.run_async(lambda driver_connection: driver_connection.fetchval(statement))
+
+    def _set_isolation_level(self, connection: Any, level: str | None) -> None:
+        # the level of an autocommit connection is that it has no transactions
+        if connection.isolation_level != "autocommit":
+            connection.isolation_level = None if level is None else level.lower().replace(" ", "_")
+
+    def _set_read_only(self, connection: Any, read_only: bool | None) -> None:
+        connection.readonly = bool(read_only)

@@ -1,4 +1,4 @@
-"""SQLite: SQLiteConnectionConfig (not pooled), SQLiteConfig (pooled), and the driver sqlite3."""
+"""SQLite: SQLiteConnectionConfig (not pooled), SQLiteConfig (pooled), and the drivers sqlite3 and aiosqlite."""
 
 from __future__ import annotations
 
@@ -73,6 +73,14 @@ class SQLiteConnectionConfig(NoPoolSyncConfig):
             raise ConfigError("aiosqlite is asynchronous only: leave the driver out of the url")
         return SQLite3(self)
 
+    def async_driver(self) -> Driver:
+        """Return the driver aiosqlite."""
+        if self.parsed_url.drivername.endswith("+pysqlite"):
+            raise ConfigError("pysqlite (sqlite3) is synchronous only: leave the driver out of the url")
+        if self.in_memory:
+            raise ConfigError("a database in memory is its one connection: asynchronously it would be another database")
+        return Aiosqlite(self)
+
 
 class SQLiteConfig(SQLiteConnectionConfig, SyncDatabaseConfig):
     """Describe a SQLite file and how its connections are pooled.
@@ -91,7 +99,9 @@ class SQLite3(Driver):
     """Do it on the standard library's sqlite3."""
 
     name = "sqlite3"
+    scheme = "sqlite+pysqlite"
     syntax = "sqlite"
+    language = "sqlite"
     isolation_levels = ("DEFERRED", "IMMEDIATE", "EXCLUSIVE", "SERIALIZABLE")
     sends_begin = True
 
@@ -109,7 +119,7 @@ class SQLite3(Driver):
         return None
 
     def url(self) -> URL:
-        return self._config.parsed_url.set(drivername="sqlite+pysqlite")
+        return self._config.parsed_url.set(drivername=self.scheme)
 
     def connect_args(self) -> dict[str, Any]:
         config = self._config
@@ -135,7 +145,7 @@ class SQLite3(Driver):
         connection.execute(f"PRAGMA synchronous = {config.synchronous}")
         connection.execute(f"PRAGMA cache_size = {config.cache_size}")
         if config.command_timeout is not None:
-            _stop_statements_after(connection, config.command_timeout)
+            self._stop_statements_after(connection, config.command_timeout)
 
     def begin(self, connection: Any, options: TransactionOptions | None) -> None:
         level = connection.isolation_level
@@ -144,8 +154,11 @@ class SQLite3(Driver):
                 connection.execute("PRAGMA query_only = ON")
             if options.isolation_level not in {None, "SERIALIZABLE"}:
                 level = options.isolation_level
-        if level is not None and not connection.in_transaction:
+        if level is not None and not self._in_transaction(connection):
             connection.execute(f"BEGIN {level}")
+
+    def _in_transaction(self, connection: Any) -> bool:
+        return bool(connection.in_transaction)
 
     def restore(self, connection: Any, options: TransactionOptions) -> None:
         connection.execute("PRAGMA query_only = OFF")
@@ -170,17 +183,41 @@ class SQLite3(Driver):
         self.prepare(connection)
         return True
 
+    def _stop_statements_after(self, connection: Any, seconds: float) -> None:
+        connection.set_trace_callback((stop := _Stop(seconds)).begun)
+        connection.set_progress_handler(stop.is_late, 1000)
 
-def _stop_statements_after(connection: Any, seconds: float) -> None:
-    """Interrupt a statement that still computes this long after it began."""
-    deadline = 0.0
 
-    def begun(_: str) -> None:
-        nonlocal deadline
-        deadline = time.monotonic() + seconds
+class Aiosqlite(SQLite3):
+    """Do it on aiosqlite, as SQLAlchemy adapts its connections."""
 
-    def is_late() -> bool:
-        return time.monotonic() > deadline
+    name = "aiosqlite"
+    extra = "aiosqlite"
+    scheme = "sqlite+aiosqlite"
+    is_async = True
 
-    connection.set_trace_callback(begun)
-    connection.set_progress_handler(is_late, 1000)
+    def connect_args(self) -> dict[str, Any]:
+        # its connections have a thread of their own, which alone touches them
+        return {**super().connect_args(), "check_same_thread": False}
+
+    def _in_transaction(self, connection: Any) -> bool:
+        return bool(connection.driver_connection.in_transaction)
+
+    def _stop_statements_after(self, connection: Any, seconds: float) -> None:
+        stop = _Stop(seconds)
+        connection.run_async(lambda driver_connection: driver_connection.set_trace_callback(stop.begun))
+        connection.run_async(lambda driver_connection: driver_connection.set_progress_handler(stop.is_late, 1000))
+
+
+class _Stop:
+    """Interrupt a statement that still computes so many seconds after it began."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._deadline = 0.0
+
+    def begun(self, _: str) -> None:
+        self._deadline = time.monotonic() + self._seconds
+
+    def is_late(self) -> bool:
+        return time.monotonic() > self._deadline

@@ -236,6 +236,11 @@ class NoPoolSyncConfig(Frozen):
         parts = {part: getattr(self, part) for part in _PARTS if getattr(self, part) is not None}
         return url._replace(**parts) if parts else url
 
+    @property
+    def is_async_only(self) -> bool:
+        """Tell whether the URL names a driver that serves event loops only."""
+        return self.parsed_url.drivername.partition("+")[2] in {"asyncpg", "asyncmy", "aiosqlite"}
+
     def reveal_password(self) -> str | None:
         """Return the password as it is now; a callable is asked anew. For connecting only."""
         password = self.password

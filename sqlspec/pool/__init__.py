@@ -4,6 +4,7 @@ from sqlspec.pool.aio import AsyncFairQueuePool
 from sqlspec.pool.base import NestedCheckout
 from sqlspec.pool.handover import checkout_deadline
 from sqlspec.pool.liveness import PrePing
+from sqlspec.pool.places import Place
 from sqlspec.pool.queue import BEYOND_QUEUEPOOL, FairQueuePool
 from sqlspec.pool.statements import follow_statements, slot_of
 from sqlspec.pool.stats import Holder, PoolStats, Timing
@@ -14,6 +15,7 @@ __all__ = [
     "FairQueuePool",
     "Holder",
     "NestedCheckout",
+    "Place",
     "PoolStats",
     "PrePing",
     "Timing",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import threading
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import repeat, starmap
 from typing import Any, NamedTuple
@@ -31,6 +31,13 @@ class Timing:
     sum: float = 0.0
     max: float = 0.0
     buckets: Mapping[float, int] = field(default_factory=lambda: dict.fromkeys(BUCKETS, 0))
+
+    @classmethod
+    def of(cls, timings: Sequence[Timing]) -> Timing:
+        """Return what several timings know together."""
+        buckets = {bound: sum(timing.buckets[bound] for timing in timings) for bound in BUCKETS}
+        longest = max((timing.max for timing in timings), default=0.0)
+        return cls(sum(t.count for t in timings), sum(t.sum for t in timings), longest, buckets)
 
     def __repr__(self) -> str:
         return f"<Timing: {self.count} in {self.sum:.3g} s, at most {self.max:.3g} s>"
@@ -91,6 +98,8 @@ class PoolStats:
         wait: how long checkouts waited that had to.
         hold: how long connections were checked out.
         connect: how long connecting took.
+        parts: where a name has several pools, one for threads and one for each event loop, the figures of each;
+            the others are their sums.
     """
 
     size: int
@@ -110,6 +119,23 @@ class PoolStats:
     wait: Timing = field(default_factory=Timing)
     hold: Timing = field(default_factory=Timing)
     connect: Timing = field(default_factory=Timing)
+    parts: tuple[PoolStats, ...] = ()
+
+    @classmethod
+    def of(cls, parts: Sequence[PoolStats]) -> PoolStats:
+        """Return the figures of several pools together."""
+        if len(parts) == 1:
+            return parts[0]
+        sums: dict[str, Any] = {name: sum(getattr(part, name) for part in parts) for name in _SUMMED}
+        timings: dict[str, Any] = {
+            name: Timing.of([getattr(part, name) for part in parts]) for name in ("wait", "hold", "connect")
+        }
+        capacities = [part.capacity for part in parts if part.capacity is not None]
+        closed: Counter[str] = Counter()
+        for part in parts:
+            closed.update(part.closed)
+        capacity = sum(capacities) if parts and len(capacities) == len(parts) else None
+        return cls(**sums, capacity=capacity, closed=closed, parts=tuple(parts))
 
     def __post_init__(self) -> None:
         # SQLAlchemy counts overflow from -size upwards
@@ -132,6 +158,21 @@ class PoolStats:
         """Return how many connections the database ended while we had them."""
         return self.closed.get("disconnect", 0)
 
+
+_SUMMED = (
+    "size",
+    "checked_in",
+    "checked_out",
+    "overflow",
+    "total",
+    "waiters",
+    "connecting",
+    "created",
+    "failed_connects",
+    "timeouts",
+    "refused",
+    "dropped",
+)
 
 MANY = 1000
 

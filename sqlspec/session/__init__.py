@@ -1,7 +1,18 @@
 """Units of work on one connection: DB-API connections and sessions."""
 
+from sqlspec.session.aio import AsyncConnection, AsyncCursor, AsyncSavepoint, AsyncSession, PendingResult
 from sqlspec.session.connection import Connection, Cursor
 from sqlspec.session.savepoint import Savepoint
 from sqlspec.session.session import Session
 
-__all__ = ["Connection", "Cursor", "Savepoint", "Session"]
+__all__ = [
+    "AsyncConnection",
+    "AsyncCursor",
+    "AsyncSavepoint",
+    "AsyncSession",
+    "Connection",
+    "Cursor",
+    "PendingResult",
+    "Savepoint",
+    "Session",
+]

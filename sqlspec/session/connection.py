@@ -20,6 +20,7 @@ from sqlspec.session.placeholders import PlaceholderError, Statement, bind, bind
 
 __all__ = ["Connection", "Cursor"]
 
+LOST_WORK = "this block ended without commit(): its uncommitted work was rolled back"
 _OPENED = "sqlspec_opened"
 _QUERIES = "sqlspec_queries"
 _ERRORS = "sqlspec_errors"
@@ -167,6 +168,11 @@ class Connection:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if self._leave(error):
+            warnings.warn(LOST_WORK, SQLSpecWarning, stacklevel=2)
+
+    def _leave(self, error: BaseException | None) -> bool:
+        """Check in at the end of a block; tell whether uncommitted work was lost that nobody knows of."""
         # after a use of the driver's own connection nobody knows what was committed there
         lost = self._works and not self._closed and (self._begun or not self._touched)
         try:
@@ -176,12 +182,7 @@ class Connection:
             if error is None:
                 raise
             error.add_note(f"sqlspec: the checkin failed as well: {type(second).__name__}: {second}")
-        if lost and error is None:
-            warnings.warn(
-                "this block ended without commit(): its uncommitted work was rolled back",
-                SQLSpecWarning,
-                stacklevel=2,
-            )
+        return lost and error is None
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -323,7 +324,7 @@ class Cursor:
         if not isinstance(statement, str):
             # psycopg's Composed and the like are the driver's business
             return Statement(statement), parameters
-        return self._checked(binder, statement, parameters, self._connection._driver.syntax)
+        return self._checked(binder, statement, parameters, self._connection._driver.language)
 
     def _checked(self, check: Callable[..., Any], *arguments: Any) -> Any:
         try:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
-from sqlspec.adapters.driver import Syntax
+from sqlspec.adapters.driver import Language, Syntax
 
 __all__ = ["PlaceholderError", "Statement", "bind", "bind_rows", "prepare", "rows_of"]
 
@@ -27,6 +27,7 @@ class Statement:
         text: the SQL for the driver.
         count: how many values it takes; None where the driver's own placeholders are used.
         names: the names it takes, where it is named.
+        order: the names of its numbered placeholders, where the driver takes no names.
         reads: whether a rollback would lose nothing of it.
         opens: whether it belongs in a transaction (SQLite's VACUUM and PRAGMA do not, nor what begins one).
         controls: what it does to a transaction itself: ``begin``, ``end``.
@@ -37,6 +38,7 @@ class Statement:
     text: str
     count: int | None = None
     names: frozenset[str] | None = None
+    order: tuple[str, ...] | None = None
     reads: bool = False
     opens: bool = True
     controls: Literal["begin", "end"] | None = None
@@ -70,8 +72,19 @@ _TOKENS = {
     for syntax, opaque in _OPAQUE.items()
 }
 _COMMENT_EDGE = re.compile(r"/\*|\*/")
-# what the drivers take themselves, wherever it stands
-_DRIVERS_OWN = re.compile(r"%(?:\([^)]*\))?[sbt]")
+_SYNTAXES: dict[Language, Syntax] = {
+    "postgresql": "postgresql",
+    "postgresql $1": "postgresql",
+    "mysql": "mysql",
+    "sqlite": "sqlite",
+}
+# what the drivers take themselves, wherever it stands; sqlite3 takes the portable ones
+_PERCENT = re.compile(r"%(?:\([^)]*\))?[sbt]")
+_DRIVERS_OWN: dict[Language, re.Pattern[str]] = {
+    "postgresql": _PERCENT,
+    "postgresql $1": re.compile(r"\$\d"),
+    "mysql": _PERCENT,
+}
 _BLANK = r"(?>\s|(?:--|\#)[^\n]*+(?:\n|\Z)|/\*(?:[^*]++|\*(?!/))*+\*/|\()*+"
 _FIRST_WORD = re.compile(rf"{_BLANK}([A-Za-z]++)")
 _READING = frozenset({"SELECT", "VALUES", "WITH", "SHOW", "EXPLAIN", "DESCRIBE", "DESC", "TABLE", "PRAGMA", "SET"})
@@ -94,8 +107,8 @@ _OUTSIDE_TRANSACTIONS = frozenset({"PRAGMA", "VACUUM", "ATTACH", "DETACH"})
 
 
 @functools.lru_cache(maxsize=2048)
-def prepare(sql: str, syntax: Syntax, style: Style) -> Statement:
-    """Rewrite the portable placeholders of a statement for the driver of a dialect.
+def prepare(sql: str, language: Language, style: Style) -> Statement:
+    """Rewrite the portable placeholders of a statement into those that a driver takes.
 
     Placeholders count outside literals, quoted names, comments, dollar quotes and casts. ``??`` is a question
     mark. Without a portable placeholder the text stays as it is, for the driver's own ones.
@@ -103,7 +116,8 @@ def prepare(sql: str, syntax: Syntax, style: Style) -> Statement:
     Raises:
         PlaceholderError: both kinds of placeholders at once, or one that does not go with the parameters.
     """
-    statement = Statement(sql) if style == "none" else _translate(sql, syntax, style)
+    syntax = _SYNTAXES[language]
+    statement = Statement(sql) if style == "none" else _translate(sql, language, style)
     word = _FIRST_WORD.match(sql)
     first = word[1].upper() if word else ""
     # ROLLBACK … TO SAVEPOINT ends nothing
@@ -114,9 +128,10 @@ def prepare(sql: str, syntax: Syntax, style: Style) -> Statement:
     return statement
 
 
-def _translate(sql: str, syntax: Syntax, style: Style) -> Statement:
+def _translate(sql: str, language: Language, style: Style) -> Statement:
+    syntax, has_percent = _SYNTAXES[language], _DRIVERS_OWN.get(language) is _PERCENT
     found = _find(sql, syntax)
-    kinds = {kind for kind, _, _, _ in found if kind != "percent" or syntax != "sqlite"}
+    kinds = {kind for kind, _, _, _ in found if kind != "percent" or has_percent}
     if syntax == "sqlite" and kinds & {"numbered", "other"}:
         # sqlite3 has more ways to name a parameter, ?1, @name and $name: it counts by itself
         return Statement(_undouble(sql, found))
@@ -134,11 +149,11 @@ def _translate(sql: str, syntax: Syntax, style: Style) -> Statement:
         if "percent" not in kinds:
             return Statement(_undouble(sql, found), 0, frozenset())
         return Statement(sql)
-    if syntax != "sqlite" and "percent" in kinds:
+    if "percent" in kinds:
         raise PlaceholderError(
             f"the statement mixes {'?' if style == 'positional' else ':name'} with %s: keep one kind of placeholder"
         )
-    return _rewrite(sql, found, syntax, portable)
+    return _rewrite(sql, found, language, portable)
 
 
 def _find(sql: str, syntax: Syntax) -> list[tuple[str, int, int, str]]:
@@ -178,58 +193,67 @@ def _undouble(sql: str, found: list[tuple[str, int, int, str]]) -> str:
     return "".join([*pieces, sql[position:]])
 
 
-def _rewrite(sql: str, found: list[tuple[str, int, int, str]], syntax: Syntax, portable: str) -> Statement:
-    percent = syntax != "sqlite"
-    pieces, names, count, position = [], set(), 0, 0
+def _rewrite(sql: str, found: list[tuple[str, int, int, str]], language: Language, portable: str) -> Statement:
+    # in the text around the placeholders, a percent sign would be one for these drivers
+    doubles = _DRIVERS_OWN.get(language) is _PERCENT
+    pieces: list[str] = []
+    names: list[str] = []
+    position = 0
     for kind, start, end, name in found:
-        between = sql[position:start]
-        pieces.append(between.replace("%", "%%") if percent else between)
+        between, own = sql[position:start], sql[start:end]
         position = end
-        if kind == "double":
-            pieces.append("?")
-        elif kind == portable:
-            count += 1
-            names.add(name)
-            if percent:
-                pieces.append("%s" if portable == "question" else f"%({name})s")
-            else:
-                pieces.append(sql[start:end])
-        else:
-            pieces.append(sql[start:end])
+        if kind == portable:
+            names.append(name)
+            own = _mark(own, name, len(names), language)
+        pieces += between.replace("%", "%%") if doubles else between, "?" if kind == "double" else own
     rest = sql[position:]
-    pieces.append(rest.replace("%", "%%") if percent else rest)
-    return Statement("".join(pieces), count, frozenset(names) if portable == "name" else None)
+    pieces.append(rest.replace("%", "%%") if doubles else rest)
+    statement = Statement("".join(pieces), len(names))
+    if portable == "name":
+        statement.names = frozenset(names)
+        statement.order = tuple(names) if language == "postgresql $1" else None
+    return statement
 
 
-def bind(sql: str, parameters: Any, syntax: Syntax) -> tuple[Statement, Any]:
+def _mark(own: str, name: str, number: int, language: Language) -> str:
+    """Return a placeholder as a driver takes it."""
+    if language == "sqlite":
+        return own
+    if language == "postgresql $1":
+        # a number for each occurrence: the same one could not have two types
+        return f"${number}"
+    return f"%({name})s" if name else "%s"
+
+
+def bind(sql: str, parameters: Any, language: Language) -> tuple[Statement, Any]:
     """Return the statement for the driver and its parameters, checked against each other.
 
     Raises:
         PlaceholderError: the wrong number of values, missing names, or rows where one set belongs.
     """
     if parameters is None:
-        return prepare(sql, syntax, "none"), None
+        return prepare(sql, language, "none"), None
     if type(parameters) is not tuple:
         if isinstance(parameters, Mapping):
-            return _bind_names(sql, parameters if isinstance(parameters, dict) else dict(parameters), syntax)
+            return _bind_names(sql, parameters if isinstance(parameters, dict) else dict(parameters), language)
         if isinstance(parameters, (str, bytes, bytearray)) or not isinstance(parameters, Sequence):
             raise PlaceholderError(
                 f"the parameters are of type {type(parameters).__name__}: pass a tuple, a list or a mapping; "
                 "one value is ('…',)"
             )
         parameters = tuple(parameters)
-    statement = prepare(sql, syntax, "positional")
+    statement = prepare(sql, language, "positional")
     count = statement.count
     if count is not None and len(parameters) != count:
-        if count == 0 and syntax != "sqlite" and _DRIVERS_OWN.search(sql):
-            return prepare(sql, syntax, "none"), parameters
+        if count == 0 and _is_drivers_own(sql, language):
+            return prepare(sql, language, "none"), parameters
         raise PlaceholderError(
             _rows_instead(parameters)
             or f"the statement has {count} placeholders and {len(parameters)} values were given"
-            + (": write ? instead of %s" if syntax == "sqlite" and "%s" in sql else "")
+            + (": write ? instead of %s" if _DRIVERS_OWN.get(language) is not _PERCENT and "%s" in sql else "")
         )
     # elsewhere a list may be one value, such as an array
-    if syntax == "sqlite" and len(parameters) > 1 and type(parameters[0]) in _ROWS:
+    if language == "sqlite" and len(parameters) > 1 and type(parameters[0]) in _ROWS:
         hint = _rows_instead(parameters)
         if hint:
             raise PlaceholderError(hint)
@@ -249,7 +273,7 @@ def rows_of(rows: Iterable[Any]) -> list[Any]:
     return list(rows)
 
 
-def bind_rows(sql: str, rows: list[Any], syntax: Syntax) -> tuple[Statement, list[Any]]:
+def bind_rows(sql: str, rows: list[Any], language: Language) -> tuple[Statement, list[Any]]:
     """Return the statement for the driver and all its rows of parameters; there is at least one.
 
     Raises:
@@ -260,7 +284,7 @@ def bind_rows(sql: str, rows: list[Any], syntax: Syntax) -> tuple[Statement, lis
         for position, row in enumerate(rows):  # noqa: B007  # for the message
             if row is None:
                 raise PlaceholderError("None is no row of parameters")
-            statement, values = bind(sql, row, syntax)
+            statement, values = bind(sql, row, language)
             bound.append(() if values is None else values)
             if type(bound[0]) is not type(bound[-1]) and isinstance(row, dict) != isinstance(rows[0], dict):
                 raise PlaceholderError("some rows are mappings and some are sequences: keep one kind")
@@ -271,14 +295,21 @@ def bind_rows(sql: str, rows: list[Any], syntax: Syntax) -> tuple[Statement, lis
     raise PlaceholderError(problem)
 
 
-def _bind_names(sql: str, parameters: dict[Any, Any], syntax: Syntax) -> tuple[Statement, Any]:
-    statement = prepare(sql, syntax, "named")
+def _bind_names(sql: str, parameters: dict[Any, Any], language: Language) -> tuple[Statement, Any]:
+    statement = prepare(sql, language, "named")
     if statement.count == 0:
-        if parameters and syntax != "sqlite" and _DRIVERS_OWN.search(sql):
-            return prepare(sql, syntax, "none"), parameters
+        if parameters and _is_drivers_own(sql, language):
+            return prepare(sql, language, "none"), parameters
         return statement, None
     _check_names(statement, parameters)
+    if statement.order is not None:
+        return statement, tuple([parameters[name] for name in statement.order])
     return statement, parameters
+
+
+def _is_drivers_own(sql: str, language: Language) -> bool:
+    own = _DRIVERS_OWN.get(language)
+    return own is not None and own.search(sql) is not None
 
 
 def _check_names(statement: Statement, parameters: dict[Any, Any]) -> None:

@@ -121,7 +121,7 @@ class Session:
         if not isinstance(statement, str):
             return self._remember(self.connection().execute(statement, parameters))
         try:
-            prepared, values = bind(statement, parameters, self._driver.syntax)
+            prepared, values = bind(statement, parameters, self._driver.language)
         except PlaceholderError as error:
             problem = str(error)
         else:
@@ -148,7 +148,7 @@ class Session:
                 return DriverResult(None, NoCursor(), self)
             if not isinstance(statement, str):
                 return self._remember(self.connection().execute(statement, sets))
-            prepared, values = bind_rows(statement, sets, self._driver.syntax)
+            prepared, values = bind_rows(statement, sets, self._driver.language)
         except PlaceholderError as error:
             problem = str(error)
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sqlalchemy import Engine
@@ -39,24 +40,19 @@ def assert_no_leaks(target: Engine | AsyncEngine | Pool | SQLSpec, timeout: floa
         time.sleep(0.005)
 
 
-def _pools(target: Engine | AsyncEngine | Pool | SQLSpec) -> dict[str, Pool]:
+def _pools(target: Engine | AsyncEngine | Pool | SQLSpec) -> Sequence[tuple[str, Pool]]:
     """Return name to pool; those of a registry that have come into being, and that count."""
     if isinstance(target, SQLSpec):
         # not by get_engine(), which would build engines, and refuses after close()
-        engines = {name: manager._engine for name, manager in target._managers.items()}
-        return {
-            f"{name}: ": engine.pool
-            for name, engine in engines.items()
-            if engine is not None and hasattr(engine.pool, "checkedout")
-        }
+        return [(f"{name}: ", pool) for name, manager in target._managers.items() for pool in manager.pools()]
     pool = target if isinstance(target, Pool) else target.pool
     if not hasattr(pool, "checkedout"):
         raise TypeError(f"a {type(pool).__name__} does not count what is checked out")
-    return {"": pool}
+    return [("", pool)]
 
 
-def _leaks(pools: dict[str, Pool]) -> list[str]:
-    return [name + leak for name, pool in pools.items() for leak in _describe(pool)]
+def _leaks(pools: Sequence[tuple[str, Pool]]) -> list[str]:
+    return [name + leak for name, pool in pools for leak in _describe(pool)]
 
 
 def _describe(pool: Pool) -> list[str]:
