@@ -12,6 +12,7 @@ import pytest
 from sqlspec import SQLSpec
 from sqlspec.adapters import MySQLConfig, PostgreSQLConfig, SQLiteConfig
 from sqlspec.config import SyncDatabaseConfig
+from tests.tasks import Loop, RegistryInTasks
 from tests.servers import PASSWORD, MariaDBServer, PostgreSQLServer, Server, ServerMissing
 
 
@@ -90,3 +91,22 @@ def spec(database: Database) -> Iterator[SQLSpec]:
             session.execute(f"CREATE TABLE users (id {database.key}, name VARCHAR(100) UNIQUE)")
         yield registry
         assert registry.get_pool_stats("primary").checked_out == 0
+
+
+@pytest.fixture(params=["threads", "tasks"])
+def any_spec(spec: SQLSpec, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """The registry, or one whose sessions and connections are the asynchronous ones."""
+    if request.param == "threads":
+        yield spec
+        return
+    # the statistics of the threads' pool would be added
+    spec._get_pool("primary").dispose()
+    registry = SQLSpec()
+    registry.register_config(spec.get_config("primary"), name="primary")
+    loop = Loop()
+    try:
+        yield RegistryInTasks(loop, registry)
+        assert registry.get_pool_stats("primary").checked_out == 0
+    finally:
+        loop.end()
+        registry.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -13,40 +14,40 @@ from tests.conftest import Database
 from tests.servers import wait_until
 
 
-def names(spec: SQLSpec) -> list[str]:
-    with spec.get_session("primary") as session:
+def names(any_spec: Any) -> list[str]:
+    with any_spec.get_session("primary") as session:
         return list(session.execute("SELECT name FROM users ORDER BY id").scalars())
 
 
-def test_a_session_commits_at_the_end(spec: SQLSpec) -> None:
-    with spec.get_session("primary") as session:
+def test_a_session_commits_at_the_end(any_spec: Any) -> None:
+    with any_spec.get_session("primary") as session:
         result = session.execute("INSERT INTO users (name) VALUES (?)", ("Bob",))
         assert result.rowcount == 1
         session.execute("INSERT INTO users (name) VALUES (:name)", {"name": "Eve"})
-    assert names(spec) == ["Bob", "Eve"]
+    assert names(any_spec) == ["Bob", "Eve"]
 
 
-def test_a_session_rolls_back_and_lets_the_same_exception_through(spec: SQLSpec) -> None:
+def test_a_session_rolls_back_and_lets_the_same_exception_through(any_spec: Any) -> None:
     error = RuntimeError("mine")
-    with pytest.raises(RuntimeError) as caught, spec.get_session("primary") as session:
+    with pytest.raises(RuntimeError) as caught, any_spec.get_session("primary") as session:
         session.execute("INSERT INTO users (name) VALUES (?)", ("Bob",))
         raise error
     assert caught.value is error
-    assert names(spec) == []
+    assert names(any_spec) == []
 
 
-def test_an_error_in_a_later_statement_keeps_the_earlier_ones_in_the_transaction(spec: SQLSpec) -> None:
-    with spec.get_session("primary") as session:
+def test_an_error_in_a_later_statement_keeps_the_earlier_ones_in_the_transaction(any_spec: Any) -> None:
+    with any_spec.get_session("primary") as session:
         session.execute("INSERT INTO users (name) VALUES (?)", ("Bob",))
         with pytest.raises(exc.IntegrityError):
             session.execute("INSERT INTO users (name) VALUES (?)", ("Bob",))
         session.rollback()
         session.execute("INSERT INTO users (name) VALUES (?)", ("Eve",))
-    assert names(spec) == ["Eve"]
+    assert names(any_spec) == ["Eve"]
 
 
-def test_a_savepoint_undoes_its_own_part_only(spec: SQLSpec) -> None:
-    with spec.get_session("primary") as session:
+def test_a_savepoint_undoes_its_own_part_only(any_spec: Any) -> None:
+    with any_spec.get_session("primary") as session:
         session.execute("INSERT INTO users (name) VALUES (?)", ("Alice",))
         with session.begin_nested() as savepoint:
             session.execute("INSERT INTO users (name) VALUES (?)", ("Bob",))
@@ -58,22 +59,22 @@ def test_a_savepoint_undoes_its_own_part_only(spec: SQLSpec) -> None:
         with pytest.raises(ZeroDivisionError), session.begin_nested():
             session.execute("INSERT INTO users (name) VALUES (?)", ("Mallory",))
             _ = 1 / 0
-    assert names(spec) == ["Alice", "Eve"]
+    assert names(any_spec) == ["Alice", "Eve"]
 
 
-def test_strings_and_executables_share_one_transaction(spec: SQLSpec) -> None:
+def test_strings_and_executables_share_one_transaction(any_spec: Any) -> None:
     users = sa.table("users", sa.column("id"), sa.column("name"))
-    with pytest.raises(RuntimeError), spec.get_session("primary") as session:
+    with pytest.raises(RuntimeError), any_spec.get_session("primary") as session:
         session.execute("INSERT INTO users (name) VALUES (?)", ("Bob",))
         session.execute(sa.insert(users).values(name="Eve"))
         assert session.execute("SELECT count(*) FROM users").scalar() == 2
         assert session.execute(sa.select(sa.func.count()).select_from(users)).scalar() == 2
         raise RuntimeError
-    assert names(spec) == []
+    assert names(any_spec) == []
 
 
-def test_a_result_is_a_result_of_sqlalchemy(spec: SQLSpec) -> None:
-    with spec.get_session("primary") as session:
+def test_a_result_is_a_result_of_sqlalchemy(any_spec: Any) -> None:
+    with any_spec.get_session("primary") as session:
         session.execute_many("INSERT INTO users (name) VALUES (?)", [(f"u{i}",) for i in range(5)])
         query = "SELECT id, name FROM users ORDER BY id"
         assert isinstance(session.execute(query), sa.Result)
@@ -91,63 +92,64 @@ def test_a_result_is_a_result_of_sqlalchemy(spec: SQLSpec) -> None:
             session.execute("UPDATE users SET name = name").all()
 
 
-def test_a_result_cannot_be_read_after_its_session(spec: SQLSpec) -> None:
-    with spec.get_session("primary") as session:
+def test_a_result_cannot_be_read_after_its_session(any_spec: Any) -> None:
+    with any_spec.get_session("primary") as session:
         result = session.execute("SELECT 1")
     with pytest.raises(exc.ResourceClosedError, match="fetch the rows inside"):
         result.all()
 
 
-def test_percent_signs_and_question_marks_in_literals_are_left_alone(spec: SQLSpec) -> None:
-    with spec.get_session("primary") as session:
+def test_percent_signs_and_question_marks_in_literals_are_left_alone(any_spec: Any) -> None:
+    with any_spec.get_session("primary") as session:
         row = session.execute("SELECT '50%', '?', ':x', ? -- is it ?", ("%s",)).one()
         assert tuple(row) == ("50%", "?", ":x", "%s")
         assert session.execute("SELECT '50%'").scalar() == "50%"
 
 
-def test_a_wrong_number_of_values_is_refused_with_both_numbers(spec: SQLSpec) -> None:
-    with spec.get_session("primary") as session:
+def test_a_wrong_number_of_values_is_refused_with_both_numbers(any_spec: Any) -> None:
+    with any_spec.get_session("primary") as session:
         with pytest.raises(exc.ProgrammingError, match=r"2 placeholders and 1 values"):
             session.execute("SELECT ?, ?", (1,))
         with pytest.raises(exc.ProgrammingError, match="execute_many"):
             session.execute("INSERT INTO users (name) VALUES (?)", [("a",), ("b",)])
 
 
-def test_a_connection_is_managed_by_hand_or_by_its_block(spec: SQLSpec) -> None:
-    connection = spec.create_connection("primary")
+def test_a_connection_is_managed_by_hand_or_by_its_block(any_spec: Any) -> None:
+    connection = any_spec.create_connection("primary")
     try:
         cursor = connection.cursor()
         cursor.execute("SELECT 1")
         assert cursor.fetchone() == (1,)
     finally:
         connection.close()
-    with spec.get_connection("primary") as conn:
+    with any_spec.get_connection("primary") as conn:
         conn.begin()
         conn.cursor().execute("INSERT INTO users (name) VALUES (?)", ("Alice",))
         conn.commit()
         assert conn.query_count >= 1
         assert conn.error_count == 0
         assert conn.age >= 0
-    assert names(spec) == ["Alice"]
+    assert names(any_spec) == ["Alice"]
 
 
-def test_uncommitted_work_is_rolled_back_with_a_warning(spec: SQLSpec) -> None:
-    with pytest.warns(SQLSpecWarning, match="without commit"), spec.get_connection("primary") as conn:
+def test_uncommitted_work_is_rolled_back_with_a_warning(any_spec: Any) -> None:
+    with pytest.warns(SQLSpecWarning, match="without commit"), any_spec.get_connection("primary") as conn:
         conn.cursor().execute("INSERT INTO users (name) VALUES (?)", ("Alice",))
-    assert names(spec) == []
+    assert names(any_spec) == []
 
 
-def test_begin_inside_a_transaction_is_the_drivers_programming_error(spec: SQLSpec) -> None:
-    driver = spec.get_engine("primary").dialect.loaded_dbapi
-    with spec.get_connection("primary") as conn:
+def test_begin_inside_a_transaction_is_the_drivers_programming_error(any_spec: Any) -> None:
+    driver = any_spec.get_engine("primary").dialect.loaded_dbapi
+    with any_spec.get_connection("primary") as conn:
         conn.cursor().execute("SELECT 1")
         with pytest.raises(driver.ProgrammingError, match="inside an open transaction"):
             conn.begin()
 
 
-def test_use_after_close_is_the_drivers_interface_error(spec: SQLSpec) -> None:
-    driver = spec.get_engine("primary").dialect.loaded_dbapi
-    with spec.get_connection("primary") as conn:
+def test_use_after_close_is_the_drivers_interface_error(any_spec: Any) -> None:
+    driver = any_spec.get_engine("primary").dialect.loaded_dbapi
+    driver = getattr(driver, "sqlite", driver)
+    with any_spec.get_connection("primary") as conn:
         cursor = conn.cursor()
         cursor.execute("SELECT 1")
     for use in (
@@ -162,51 +164,51 @@ def test_use_after_close_is_the_drivers_interface_error(spec: SQLSpec) -> None:
             use()
 
 
-def test_under_autocommit_begin_opens_one_transaction(spec: SQLSpec, database: Database) -> None:
-    spec.register_config(database.config(autocommit=True), name="auto")
-    with spec.get_connection("auto") as conn:
+def test_under_autocommit_begin_opens_one_transaction(any_spec: Any, database: Database) -> None:
+    any_spec.register_config(database.config(autocommit=True), name="auto")
+    with any_spec.get_connection("auto") as conn:
         conn.cursor().execute("INSERT INTO users (name) VALUES (?)", ("kept",))
         conn.begin()
         conn.cursor().execute("INSERT INTO users (name) VALUES (?)", ("undone",))
         conn.rollback()
         conn.cursor().execute("INSERT INTO users (name) VALUES (?)", ("kept too",))
-    with pytest.raises(RuntimeError), spec.get_session("primary", autocommit=True) as session:
+    with pytest.raises(RuntimeError), any_spec.get_session("primary", autocommit=True) as session:
         session.execute("INSERT INTO users (name) VALUES (?)", ("also kept",))
         raise RuntimeError
-    assert names(spec) == ["kept", "kept too", "also kept"]
-    with pytest.raises(RuntimeError), spec.get_session("primary") as session:
+    assert names(any_spec) == ["kept", "kept too", "also kept"]
+    with pytest.raises(RuntimeError), any_spec.get_session("primary") as session:
         session.execute("INSERT INTO users (name) VALUES (?)", ("undone",))
         raise RuntimeError
-    assert "undone" not in names(spec)
+    assert "undone" not in names(any_spec)
 
 
-def test_a_read_only_session_refuses_to_write(spec: SQLSpec) -> None:
-    with pytest.raises(exc.DBAPIError), spec.get_session("primary", read_only=True) as session:
+def test_a_read_only_session_refuses_to_write(any_spec: Any) -> None:
+    with pytest.raises(exc.DBAPIError), any_spec.get_session("primary", read_only=True) as session:
         session.execute("INSERT INTO users (name) VALUES ('x')")
-    with spec.get_session("primary") as session:
+    with any_spec.get_session("primary") as session:
         session.execute("INSERT INTO users (name) VALUES ('y')")
-    assert names(spec) == ["y"]
+    assert names(any_spec) == ["y"]
 
 
-def test_an_unknown_isolation_level_is_refused_with_the_known_ones(spec: SQLSpec) -> None:
+def test_an_unknown_isolation_level_is_refused_with_the_known_ones(any_spec: Any) -> None:
     with pytest.raises(ConfigError, match="SERIALIZABLE"):
-        spec.get_session("primary", isolation_level="STRICT")
-    with spec.get_session("primary", isolation_level="SERIALIZABLE") as session:
+        any_spec.get_session("primary", isolation_level="STRICT")
+    with any_spec.get_session("primary", isolation_level="SERIALIZABLE") as session:
         assert session.execute("SELECT 1").scalar() == 1
 
 
-def test_an_empty_session_checks_nothing_out(spec: SQLSpec) -> None:
-    with spec.get_session("primary"):
-        assert spec.get_pool_stats("primary").checked_out == 0
+def test_an_empty_session_checks_nothing_out(any_spec: Any) -> None:
+    with any_spec.get_session("primary"):
+        assert any_spec.get_pool_stats("primary").checked_out == 0
 
 
 def gauges(stats: PoolStats) -> tuple[int, ...]:
     return stats.size, stats.checked_in, stats.checked_out, stats.overflow, stats.total
 
 
-def test_the_documents_own_statistics_function_works(spec: SQLSpec) -> None:
+def test_the_documents_own_statistics_function_works(any_spec: Any) -> None:
     def get_pool_stats(config_name: str) -> PoolStats:
-        pool = spec._get_pool(config_name)
+        pool = any_spec._get_pool(config_name)
         return PoolStats(
             size=pool.size(),
             checked_in=pool.checkedin(),
@@ -215,40 +217,40 @@ def test_the_documents_own_statistics_function_works(spec: SQLSpec) -> None:
             total=pool.total(),
         )
 
-    with spec.get_connection("primary"):
+    with any_spec.get_connection("primary"):
         stats = get_pool_stats("primary")
-        assert gauges(stats) == gauges(spec.get_pool_stats("primary"))
+        assert gauges(stats) == gauges(any_spec.get_pool_stats("primary"))
         assert (stats.size, stats.checked_out, stats.overflow) == (10, 1, 0)
 
 
-def test_an_exhausted_pool_times_out_in_the_wait_phase(spec: SQLSpec, database: Database) -> None:
-    spec.register_config(database.config(pool_size=1, max_overflow=0), name="small")
-    with spec.get_connection("small"):
+def test_an_exhausted_pool_times_out_in_the_wait_phase(any_spec: Any, database: Database) -> None:
+    any_spec.register_config(database.config(pool_size=1, max_overflow=0), name="small")
+    with any_spec.get_connection("small"):
         with pytest.raises(ConnectionTimeout, match="1 checked out") as caught:
-            spec.get_connection("small", timeout=0.05)
+            any_spec.get_connection("small", timeout=0.05)
         assert caught.value.phase == "wait"
-        with pytest.raises(ConnectionTimeout), spec.get_session("small", timeout=0.05) as session:
+        with pytest.raises(ConnectionTimeout), any_spec.get_session("small", timeout=0.05) as session:
             session.execute("SELECT 1")
-    assert spec.get_pool_stats("small").checked_out == 0
+    assert any_spec.get_pool_stats("small").checked_out == 0
 
 
-def test_an_unknown_name_lists_near_misses(spec: SQLSpec) -> None:
+def test_an_unknown_name_lists_near_misses(any_spec: Any) -> None:
     with pytest.raises(ConfigError, match="did you mean 'primary'"):
-        spec.get_session("primry")
+        any_spec.get_session("primry")
     with pytest.raises(ConfigError, match="replace=True"):
-        spec.register_config(spec.get_config("primary"), name="primary")
+        any_spec.register_config(any_spec.get_config("primary"), name="primary")
 
 
-def test_a_replaced_config_lets_its_connections_finish_and_closes_them(spec: SQLSpec, database: Database) -> None:
-    with spec.get_connection("primary") as conn:
-        old = spec._get_pool("primary")
-        spec.register_config(database.config(pool_size=3), name="primary", replace=True)
+def test_a_replaced_config_lets_its_connections_finish_and_closes_them(any_spec: Any, database: Database) -> None:
+    with any_spec.get_connection("primary") as conn:
+        old = any_spec._get_pool("primary")
+        any_spec.register_config(database.config(pool_size=3), name="primary", replace=True)
         conn.cursor().execute("SELECT 1")
     assert old.total() == 0
-    assert spec.get_pool_stats("primary").size == 3
+    assert any_spec.get_pool_stats("primary").size == 3
 
 
-def test_close_waits_for_what_is_checked_out(spec: SQLSpec, database: Database) -> None:
+def test_close_waits_for_what_is_checked_out(any_spec: Any, database: Database) -> None:
     registry = SQLSpec()
     registry.register_config(database.config())
     conn, pool = registry.create_connection(), registry._get_pool()
@@ -263,14 +265,14 @@ def test_close_waits_for_what_is_checked_out(spec: SQLSpec, database: Database) 
     assert pool.total() == 0
 
 
-def test_a_pool_used_by_many_threads_loses_nothing(spec: SQLSpec) -> None:
+def test_a_pool_used_by_many_threads_loses_nothing(any_spec: Any) -> None:
     errors: list[BaseException] = []
 
     def work(number: int) -> None:
         try:
             for _ in range(10):
-                with spec.get_session("primary") as session:
-                    assert session.execute("SELECT ?", (number,)).scalar() in (number, str(number))
+                with any_spec.get_session("primary") as session:
+                    assert session.execute("SELECT CAST(? AS INTEGER)", (number,)).scalar() == number
         except BaseException as error:
             errors.append(error)
 
@@ -280,23 +282,23 @@ def test_a_pool_used_by_many_threads_loses_nothing(spec: SQLSpec) -> None:
     for thread in threads:
         thread.join()
     assert errors == []
-    stats = spec.get_pool_stats("primary")
+    stats = any_spec.get_pool_stats("primary")
     assert stats.checked_out == 0
     assert stats.total == stats.checked_in
 
 
-def test_closing_twice_checks_in_once(spec: SQLSpec, database: Database) -> None:
-    driver = spec.get_engine("primary").dialect.loaded_dbapi
-    with spec.get_connection("primary") as connection:
+def test_closing_twice_checks_in_once(any_spec: Any, database: Database) -> None:
+    driver = any_spec.get_engine("primary").dialect.loaded_dbapi
+    with any_spec.get_connection("primary") as connection:
         connection.close()
-        if database.name == "mariadb":
+        if getattr(driver, "__name__", "") == "MySQLdb":
             with pytest.raises(driver.InterfaceError):
                 connection.close()
         else:
             connection.close()
-    stats = spec.get_pool_stats("primary")
+    stats = any_spec.get_pool_stats("primary")
     assert (stats.checked_in, stats.checked_out) == (1, 0)
-    with spec.get_connection("primary") as connection:
+    with any_spec.get_connection("primary") as connection:
         connection.invalidate()
         connection.close()
-    assert spec.get_pool_stats("primary").checked_out == 0
+    assert any_spec.get_pool_stats("primary").checked_out == 0

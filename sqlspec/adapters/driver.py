@@ -107,6 +107,10 @@ class Driver(ABC):
         Return False where it must be closed for that.
         """
 
+    def errors(self, dbapi: Any) -> Any:
+        """Return what has all the exceptions of PEP 249, of what SQLAlchemy takes for the driver's module."""
+        return dbapi
+
     @abstractmethod
     def server_version(self, connection: Any) -> str:
         """Return what the server calls its version."""

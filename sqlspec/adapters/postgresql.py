@@ -315,3 +315,8 @@ class Asyncpg(_PostgreSQLDriver):
 
     def _set_read_only(self, connection: Any, read_only: bool | None) -> None:
         connection.readonly = bool(read_only)
+
+    def set_autocommit(self, connection: Any, enabled: bool) -> None:
+        # the adapter's own autocommit=False goes back to what the engine began with, which may be autocommit
+        if connection.autocommit != enabled:
+            connection.isolation_level = "autocommit" if enabled else None

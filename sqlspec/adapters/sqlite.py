@@ -200,6 +200,9 @@ class Aiosqlite(SQLite3):
         # its connections have a thread of their own, which alone touches them
         return {**super().connect_args(), "check_same_thread": False}
 
+    def errors(self, dbapi: Any) -> Any:
+        return dbapi.sqlite
+
     def _in_transaction(self, connection: Any) -> bool:
         return bool(connection.driver_connection.in_transaction)
 

@@ -127,9 +127,8 @@ class PoolStats:
         if len(parts) == 1:
             return parts[0]
         sums: dict[str, Any] = {name: sum(getattr(part, name) for part in parts) for name in _SUMMED}
-        timings: dict[str, Any] = {
-            name: Timing.of([getattr(part, name) for part in parts]) for name in ("wait", "hold", "connect")
-        }
+        for name in ("wait", "hold", "connect"):
+            sums[name] = Timing.of([getattr(part, name) for part in parts])
         capacities = [part.capacity for part in parts if part.capacity is not None]
         closed: Counter[str] = Counter()
         for part in parts:

@@ -246,12 +246,28 @@ class AsyncConnection:
         return self._connection
 
     @property
+    def age(self) -> float:
+        """Return the seconds since sqlspec first handed this physical connection out."""
+        return self._live().age
+
+    @property
+    def query_count(self) -> int:
+        """Return how many statements ran on this physical connection through sqlspec's cursors."""
+        return self._live().query_count
+
+    @property
+    def error_count(self) -> int:
+        """Return how many of them failed."""
+        return self._live().error_count
+
+    @property
     def driver_connection(self) -> Any:
         """Return the driver's own connection. It must not be used after the block."""
         return self._live().driver_connection.driver_connection
 
     def cursor(self) -> AsyncCursor:
         """Return a cursor."""
+        self._live()._live()
         return AsyncCursor(self)
 
     async def begin(self) -> None:

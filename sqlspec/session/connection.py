@@ -206,9 +206,13 @@ class Connection:
 
     # -- for the cursor
 
+    @property
+    def _errors(self) -> Any:
+        return self._driver.errors(self._dialect.loaded_dbapi)
+
     def _live(self) -> PoolProxiedConnection:
         if self._closed:
-            raise self._dialect.loaded_dbapi.InterfaceError("the connection is closed: it went back to the pool")
+            raise self._errors.InterfaceError("the connection is closed: it went back to the pool")
         return self._proxy
 
     def _start(self) -> None:
@@ -219,7 +223,7 @@ class Connection:
 
     def _touch(self) -> None:
         if not self._proxy.is_valid:
-            raise self._dialect.loaded_dbapi.InterfaceError("the connection is lost: close it and get another one")
+            raise self._errors.InterfaceError("the connection is lost: close it and get another one")
         if not self._touched:
             self._touched = True
             borrow(self._proxy, self._driver, self._driver.autocommit)
@@ -254,7 +258,7 @@ class Connection:
             self._proxy.invalidate(error)
 
     def _is_disconnect(self, error: Exception, cursor: Any) -> bool:
-        if not isinstance(error, self._dialect.loaded_dbapi.Error):
+        if not isinstance(error, self._errors.Error):
             return False
         if getattr(cursor, "closed", False) and not getattr(self._connection, "closed", True):
             # a closed cursor, on a connection that is not
@@ -267,7 +271,7 @@ class Connection:
         self._open = self._works = self._begun = False
 
     def _refusal(self, problem: str) -> Any:
-        return self._dialect.loaded_dbapi.ProgrammingError(problem)
+        return self._errors.ProgrammingError(problem)
 
 
 class Cursor:
