@@ -74,7 +74,7 @@ def test_in_pyproject_the_tables_stand_under_tool(tmp_path: Path) -> None:
         ('[a]\nscheme = ["x"]', r"line 2, \[a\]: scheme must be a string"),
         ("[a]\nurl = 5", r"line 2, \[a\]: url must be a string"),
         ('[a]\nscheme = "mysql"\ndatabase = "d"', r"line 1, \[a\]: MySQLConfig names no server"),
-        ('\n\n[a]\nurl = "postgresql+pg8000://h/d"', r"line 4, .*names the driver pg8000"),
+        ('\n\n[a]\nurl = "postgresql+pg8000://h/d"', r"line 3, .*names the driver pg8000"),
         ('[a]\nurl = "sqlite:///x"\nscheme = "mysql"', r"line 3, \[a\]: the scheme of the url is another"),
         ('["my db"]\nurl = "sqlite:///x"\npool_size = 0', r"line 3, \[my db\].*pool_size"),
         ('a.url = "sqlite:///x"\na.pool_size = -1', r"line 2, \[a\].*pool_size"),

@@ -96,6 +96,13 @@ class Driver(ABC):
         """Undo what begin() left on the connection beyond its transaction."""
         return
 
+    def recover(self, connection: Any) -> bool:
+        """End the statement that its task has given up, and the transaction around it, also on the server.
+
+        Return False where the connection must be closed for that.
+        """
+        return False
+
     @abstractmethod
     def set_autocommit(self, connection: Any, enabled: bool) -> None:
         """Switch the driver's autocommit, where it is otherwise; outside a transaction only."""

@@ -228,6 +228,11 @@ class PsycopgAsync(Psycopg):
     def uses_tls(self, connection: Any) -> bool:
         return super().uses_tls(connection.driver_connection)
 
+    def recover(self, connection: Any) -> bool:
+        # psycopg has cancelled the statement, and read what the server said to that
+        connection.rollback()
+        return not connection.closed
+
     def _set_isolation_level(self, connection: Any, level: str | None) -> None:
         import psycopg
 
@@ -298,6 +303,14 @@ class Asyncpg(_PostgreSQLDriver):
 
     def server_version(self, connection: Any) -> str:
         return f"PostgreSQL {self._value(connection, 'SHOW server_version')}"
+
+    def recover(self, connection: Any) -> bool:
+        # Asyncpg has asked the server to cancel, and waits for the answer before anything else. Without a transaction
+        # it was BEGIN or COMMIT that was cancelled: nobody knows what the next transaction would be in.
+        if connection._transaction is None and not connection.autocommit:
+            return False
+        connection.rollback()
+        return True
 
     def discard(self, connection: Any) -> bool:
         connection.rollback()

@@ -203,6 +203,12 @@ class Aiosqlite(SQLite3):
     def errors(self, dbapi: Any) -> Any:
         return dbapi.sqlite
 
+    def recover(self, connection: Any) -> bool:
+        # its thread goes on with the statement; the rollback comes after it
+        connection.run_async(lambda driver_connection: driver_connection.interrupt())
+        connection.rollback()
+        return True
+
     def _in_transaction(self, connection: Any) -> bool:
         return bool(connection.driver_connection.in_transaction)
 

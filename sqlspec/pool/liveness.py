@@ -53,7 +53,15 @@ class PrePing:
 def _is_quiet(connection: Any) -> bool:
     try:
         poll = select.poll()
-        poll.register(connection.fileno(), select.POLLIN | select.POLLPRI)
+        poll.register(_fileno(connection), select.POLLIN | select.POLLPRI)
         return not poll.poll(0)
     except Exception:  # noqa: BLE001  # a driver refuses fileno() on a closed connection, each in its own class
         return False
+
+
+def _fileno(connection: Any) -> int:
+    """Return the socket of a driver's connection; asyncpg and asyncmy have it in a transport of asyncio's."""
+    connection = getattr(connection, "driver_connection", connection)
+    if hasattr(connection, "fileno"):
+        return int(connection.fileno())
+    return int(connection._transport.get_extra_info("socket").fileno())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import weakref
 from collections.abc import Callable, Iterable
@@ -10,6 +11,7 @@ from typing import Any, Literal, NoReturn, Protocol, Self, overload
 
 from sqlalchemy import Connection, CursorResult, Engine, Executable, Result, exc
 from sqlalchemy.pool import PoolProxiedConnection
+from sqlalchemy.util import await_only, greenlet_spawn
 
 from sqlspec.adapters import Driver, TransactionOptions
 from sqlspec.engine import adopt_transaction, borrow, discard
@@ -20,6 +22,9 @@ from sqlspec.session.result import DriverResult, NoCursor, columns_of
 from sqlspec.session.savepoint import Savepoint
 
 __all__ = ["Session", "Source"]
+
+# Seconds in which the server must have ended a statement whose task was cancelled.
+_RECOVERY = 5.0
 
 
 class Source(Protocol):
@@ -61,6 +66,8 @@ class Session:
     _by_hand = False
     # whether a COMMIT has failed, after which only a rollback leads on
     _uncommitted = False
+    # whether a statement was cancelled, and the transaction with it
+    _is_lost = False
     _closed = False
     _echo = False
     _savepoints = 0
@@ -170,6 +177,8 @@ class Session:
         connection = self._connection
         if connection is not None:
             connection = self._living(connection)
+        elif self._is_lost:
+            self._require_committed()
         if self._driver_connection is None:
             self._open()
         engine = self._engine
@@ -257,13 +266,25 @@ class Session:
         # SQLAlchemy's own handling: wrapping, disconnect detection, handle_error listeners, invalidation
         if self._proxy is None:
             Connection._handle_dbapi_exception_noconnection(error, self._engine.dialect, self._engine)
+        if self._driver.is_async and isinstance(error, asyncio.CancelledError) and self._recover():
+            raise error
         self._adopt()._handle_dbapi_exception(error, statement, parameters, cursor, None)
+
+    def _recover(self) -> bool:
+        """Keep the connection of a statement whose task was cancelled, where the driver can end the statement."""
+        recovery = greenlet_spawn(self._driver.recover, self._driver_connection)
+        try:
+            recovered: bool = await_only(asyncio.wait_for(recovery, _RECOVERY))
+        except (Exception, asyncio.CancelledError):  # the connection is closed then, and the cancellation goes on
+            return False
+        self._is_lost = recovered and not self._autocommit
+        return recovered
 
     # -- transactions
 
     def commit(self) -> None:
         """Commit what ran so far; the next statement begins a new transaction."""
-        if self._in_transaction and not self._autocommit:
+        if self._in_transaction and not self._autocommit and not self._is_lost:
             try:
                 self._driver_connection.commit()
             except BaseException as error:  # noqa: BLE001  # always raised again
@@ -283,7 +304,7 @@ class Session:
     def _end(self, how: Literal["commit", "rollback"]) -> None:
         if how == "commit":
             self._require_committed()
-        self._uncommitted = False
+        self._uncommitted = self._is_lost = False
         connection = self._connection
         failed = connection is not None and not connection.in_transaction() and connection.get_transaction() is not None
         if connection is not None and (failed or connection.in_transaction()):
@@ -303,6 +324,8 @@ class Session:
     def _require_committed(self) -> None:
         if self._uncommitted:
             raise exc.PendingRollbackError("the transaction could not be committed: call rollback() before going on")
+        if self._is_lost:
+            raise exc.PendingRollbackError("a statement was cancelled: call rollback() before going on")
 
     def begin_nested(self) -> Savepoint:
         """Set a savepoint; use it in a ``with`` block.

@@ -1,0 +1,85 @@
+"""What a cancelled task leaves behind: nothing on the server, nothing in the pool, and no answer for anybody else."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from typing import Any
+
+import pytest
+
+from sqlspec import SQLSpec
+from tests.conftest import Database
+
+# What takes the given seconds and returns the token; SQLite counts instead.
+_SLOW = {
+    "postgresql": "SELECT CAST(? AS INTEGER), pg_sleep(CAST(? AS FLOAT))",
+    "mariadb": "SELECT ?, SLEEP(?)",
+    "sqlite": "SELECT ?, (WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ? * 3000000) "
+    "SELECT count(*) FROM n)",
+}
+
+
+@pytest.fixture
+def registry(database: Database) -> SQLSpec:
+    registry = SQLSpec()
+    registry.register_config(database.config(pool_size=5, max_overflow=0))
+    return registry
+
+
+def server_side(database: Database) -> list[Any]:
+    """Return the server's own list of our connections."""
+    if database.name == "postgresql":
+        sql = "SELECT pid FROM pg_stat_activity WHERE application_name = 'sqlspec' AND pid <> pg_backend_pid()"
+    else:
+        sql = "SELECT id FROM information_schema.processlist WHERE user = 'app' AND id <> CONNECTION_ID()"
+    with SQLSpec() as registry:
+        registry.register_config(database.config())
+        with registry.get_session(autocommit=True) as session:
+            return list(session.execute(sql).scalars())
+
+
+async def ask(registry: SQLSpec, sql: str, token: int, seconds: float, wrong: list[Any]) -> None:
+    async with registry.get_async_session() as session:
+        for number in (token, token + 1):
+            row = await session.execute(sql, (number, seconds)).one()
+            if row[0] != number:
+                wrong.append((row[0], number))
+
+
+def test_cancelled_at_random_nothing_is_lost_and_nobody_gets_a_foreign_answer(
+    database: Database, registry: SQLSpec
+) -> None:
+    rounds, wrong = int(os.environ.get("SQLSPEC_CANCELLATIONS", "200")), []
+    sql, chance = _SLOW[database.name], random.Random(5)  # noqa: S311  # not for secrets
+    cancelled = 0
+
+    async def cancel_one(number: int) -> None:
+        nonlocal cancelled
+        task = asyncio.create_task(ask(registry, sql, 10 * number, chance.choice([0.0, 0.002]), wrong))
+        await asyncio.sleep(chance.random() * 0.012)
+        task.cancel()
+        try:
+            await task
+        except asyncio.CancelledError:
+            cancelled += 1
+
+    async def main() -> None:
+        for first in range(0, rounds, 10):
+            await asyncio.gather(*(cancel_one(first + n) for n in range(10)))
+        async with asyncio.timeout(30):
+            await asyncio.gather(*(ask(registry, sql, n * 10, 0.0, wrong) for n in range(20)))
+        stats = registry.get_pool_stats()
+        assert (stats.checked_out, stats.waiters, stats.dropped) == (0, 0, 0)
+        if database.name != "sqlite":
+            async with asyncio.timeout(30):
+                while len(await asyncio.to_thread(server_side, database)) != registry.get_pool_stats().total:
+                    await asyncio.sleep(0.05)
+        await registry.aclose()
+
+    asyncio.run(main())
+    assert wrong == []
+    assert cancelled > rounds // 4
+
+
