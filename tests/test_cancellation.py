@@ -13,7 +13,7 @@ from sqlspec import SQLSpec
 from tests.conftest import Database
 
 # What takes the given seconds and returns the token; SQLite counts instead.
-_SLOW = {
+SLOW = {
     "postgresql": "SELECT CAST(? AS INTEGER), pg_sleep(CAST(? AS FLOAT))",
     "mariadb": "SELECT ?, SLEEP(?)",
     "sqlite": "SELECT ?, (WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ? * 3000000) "
@@ -52,7 +52,7 @@ def test_cancelled_at_random_nothing_is_lost_and_nobody_gets_a_foreign_answer(
     database: Database, registry: SQLSpec
 ) -> None:
     rounds, wrong = int(os.environ.get("SQLSPEC_CANCELLATIONS", "200")), []
-    sql, chance = _SLOW[database.name], random.Random(5)  # noqa: S311  # not for secrets
+    sql, chance = SLOW[database.name], random.Random(5)  # noqa: S311  # not for secrets
     cancelled = 0
 
     async def cancel_one(number: int) -> None:

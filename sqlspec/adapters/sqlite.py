@@ -167,7 +167,9 @@ class SQLite3(Driver):
         return f"SQLite {connection.execute('SELECT sqlite_version()').fetchone()[0]}"
 
     def set_autocommit(self, connection: Any, enabled: bool) -> None:
-        connection.isolation_level = None if enabled else self._config.isolation_level or "DEFERRED"
+        level = None if enabled else self._config.isolation_level or "DEFERRED"
+        if connection.isolation_level != level:
+            connection.isolation_level = level
 
     def discard(self, connection: Any) -> bool:
         # pragmas, attached files, temporary views: only a new connection is without them

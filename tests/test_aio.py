@@ -1,0 +1,265 @@
+"""What tasks and event loops have of their own; what holds for threads as well is in test_behaviour.py."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import anyio
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import exc
+
+from sqlspec import ConfigError, ConnectionTimeout, PoolClosed, SQLSpec, SQLSpecWarning
+from sqlspec.adapters import PostgreSQLConfig, SQLiteConfig
+from sqlspec.testing import assert_no_leaks
+from tests.conftest import Database
+from tests.test_cancellation import SLOW, server_side
+
+
+@pytest.fixture
+def registry(database: Database) -> Iterator[SQLSpec]:
+    registry = SQLSpec()
+    registry.register_config(database.config(pool_size=2, max_overflow=0))
+    yield registry
+    assert_no_leaks(registry)
+
+
+# -- statements
+
+
+def test_a_statement_is_awaited_by_itself_or_by_a_method_of_its_result(registry: SQLSpec) -> None:
+    async def main() -> None:
+        async with registry, registry.get_async_session() as session:
+            query = "SELECT 1 AS one UNION ALL SELECT 2 ORDER BY 1"
+            assert (await session.execute(query)).all() == [(1,), (2,)]
+            assert await session.execute(query).all() == [(1,), (2,)]
+            assert await session.execute(query).first() == (1,)
+            assert await session.execute(query).scalar() == 1
+            assert (await session.execute(query).scalars()).all() == [1, 2]
+            assert (await session.execute(query).mappings()).all() == [{"one": 1}, {"one": 2}]
+            assert await session.execute("SELECT 5").one() == (5,)
+            assert await session.execute("SELECT 5").one_or_none() == (5,)
+            assert await session.execute("SELECT 5").scalar_one() == 5
+            assert await session.execute("SELECT 5").scalar_one_or_none() == 5
+            assert await session.execute(sa.select(sa.literal_column("7"))).scalar() == 7
+            with pytest.raises(exc.MultipleResultsFound):
+                await session.execute(query).one()
+
+    asyncio.run(main())
+
+
+def test_a_statement_that_is_never_awaited_warns_of_its_place(registry: SQLSpec) -> None:
+    async def main() -> None:
+        async with registry, registry.get_async_session() as session:
+            with pytest.warns(RuntimeWarning, match=rf"the statement at {__file__}:\d+ in main was never awaited"):
+                session.execute("SELECT 1")
+                gc.collect()
+            pending = session.execute("SELECT 1")
+            assert repr(pending).endswith("in main, not awaited yet>")
+            await pending
+            with pytest.raises(RuntimeError, match="awaited already"):
+                await pending
+
+    asyncio.run(main())
+
+
+def test_a_savepoint_and_a_connection_want_their_block_first(registry: SQLSpec) -> None:
+    async def main() -> None:
+        async with registry, registry.get_async_session() as session:
+            with pytest.raises(RuntimeError, match="not set yet"):
+                await session.begin_nested().commit()
+            savepoint = await session.begin_nested()
+            assert savepoint.is_active
+            await savepoint.rollback()
+            with pytest.raises(RuntimeError, match="not checked out yet"):
+                registry.get_async_connection().cursor()
+
+    asyncio.run(main())
+
+
+def test_rows_of_a_cursor_are_iterated_and_lost_work_is_warned_of(registry: SQLSpec) -> None:
+    async def main() -> None:
+        async with registry:
+            async with registry.get_async_connection() as connection, connection.cursor() as cursor:
+                await cursor.execute("SELECT 1 UNION ALL SELECT ? ORDER BY 1", (2,))
+                assert [tuple(row) async for row in cursor] == [(1,), (2,)]
+                assert await cursor.fetchone() is None
+                assert connection.driver_connection is not None
+            with pytest.warns(SQLSpecWarning, match="without commit") as caught:
+                async with registry.get_async_connection() as connection:
+                    await connection.cursor().execute("CREATE TEMPORARY TABLE nothing (id INTEGER)")
+                    await connection.cursor().execute("INSERT INTO nothing VALUES (1)")
+            assert caught[0].filename == __file__
+
+    asyncio.run(main())
+
+
+def test_sqlalchemys_connection_is_in_the_same_transaction(registry: SQLSpec) -> None:
+    async def main() -> None:
+        async with registry, registry.get_async_session() as session:
+            await session.execute("CREATE TEMPORARY TABLE here (id INTEGER)")
+            connection = await session.connection()
+            await connection.execute(sa.text("INSERT INTO here VALUES (1)"))
+            assert await session.execute("SELECT count(*) FROM here").scalar() == 1
+            await session.rollback()
+
+    asyncio.run(main())
+
+
+# -- event loops
+
+
+def test_loops_that_come_and_go_leave_nothing_behind(registry: SQLSpec, database: Database) -> None:
+    async def main() -> None:
+        async with registry.get_async_session() as session:
+            assert await session.execute("SELECT 1").scalar() == 1
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(200):
+            asyncio.run(main())
+        gc.collect()
+    manager = registry._managers["default"]
+    assert len(manager._sources) == 1
+    assert manager.pools() == []
+    assert registry.get_pool_stats().total == 0
+    if database.name != "sqlite":
+        assert server_side(database) == []
+    registry.close()
+
+
+def test_each_loop_has_a_pool_and_the_statistics_add_up(registry: SQLSpec) -> None:
+    async def main() -> None:
+        async with registry.get_async_session() as session:
+            await session.execute("SELECT 1")
+            with registry.get_session() as other:
+                other.execute("SELECT 1")
+                stats = registry.get_pool_stats()
+                assert (stats.checked_out, stats.total, stats.size, stats.capacity) == (2, 2, 4, 4)
+                assert [part.checked_out for part in stats.parts] == [1, 1]
+                assert stats.created == stats.connect.count == 2
+                assert sum(stats.connect.buckets.values()) == 2
+                assert len(registry.get_holders()) == 2
+        registry.resize_pool(pool_size=3)
+        assert registry.get_pool_stats().size == 6
+        await registry.aclose()
+
+    asyncio.run(main())
+
+
+def test_a_resized_name_has_its_size_in_each_loop_to_come(registry: SQLSpec) -> None:
+    async def main() -> int:
+        async with registry.get_async_session() as session:
+            await session.execute("SELECT 1")
+        return registry.get_pool_stats().size
+
+    assert asyncio.run(main()) == 2
+    registry.resize_pool(pool_size=5)
+    # that of the threads, which the resizing has made, and that of the loop
+    assert asyncio.run(main()) == 10
+    registry.close()
+
+
+def test_what_an_other_loop_uses_closes_in_that_loop(registry: SQLSpec, database: Database) -> None:
+    async def main() -> None:
+        async with registry.get_async_session() as session:
+            await session.execute("SELECT 1")
+            await asyncio.to_thread(registry.close)
+            assert await session.execute("SELECT 2").scalar() == 2
+        with pytest.raises(PoolClosed):
+            registry.get_async_session()
+        async with asyncio.timeout(20):
+            while registry._managers["default"].pools()[-1].total():
+                await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+
+
+def test_a_replaced_config_serves_tasks_as_well(registry: SQLSpec, database: Database) -> None:
+    async def main() -> None:
+        waiting = registry.get_async_session()
+        registry.register_config(database.config(pool_size=1, max_overflow=0), replace=True)
+        async with waiting as session:
+            assert await session.execute("SELECT 1").scalar() == 1
+        assert registry.get_pool_stats().size == 1
+        async with registry.get_async_session() as session:
+            await session.execute("SELECT 1")
+            with pytest.raises(ConnectionTimeout, match="1 checked out"):
+                async with registry.get_async_connection(timeout=0.05):
+                    pass
+        await registry.aclose()
+
+    asyncio.run(main())
+
+
+def test_a_driver_of_the_other_kind_is_refused(tmp_path: Path) -> None:
+    async def ask(config: PostgreSQLConfig | SQLiteConfig) -> None:
+        registry = SQLSpec()
+        registry.register_config(config)
+        registry.get_async_session()
+
+    for config, message in (
+        (PostgreSQLConfig(url="postgresql+psycopg2://h/d"), "psycopg2 is synchronous only"),
+        (SQLiteConfig(url=f"sqlite+pysqlite:///{tmp_path}/a.db"), "pysqlite .* is synchronous only"),
+        (SQLiteConfig(database=":memory:"), "it would be another database"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            asyncio.run(ask(config))
+    registry = SQLSpec()
+    registry.register_config(PostgreSQLConfig(url="postgresql+asyncpg://h/d"))
+    with pytest.raises(ConfigError, match="asyncpg is asynchronous only"):
+        registry.get_session()
+    with pytest.raises(ConfigError, match="no event loop runs here"):
+        registry.get_async_session()
+
+
+# -- given up
+
+
+def test_a_timeout_around_a_query_costs_no_new_connection(registry: SQLSpec, database: Database) -> None:
+    async def main() -> None:
+        async with registry:
+            async with registry.get_async_session() as session:
+                await session.execute("SELECT 1")
+            before = registry.get_pool_stats().created
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05), registry.get_async_session() as session:
+                    await session.execute(SLOW[database.name], (1, 20.0))
+            async with registry.get_async_session() as session:
+                await session.execute("SELECT 1")
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.05):
+                        await session.execute(SLOW[database.name], (1, 20.0))
+                if database.name != "mariadb":
+                    with pytest.raises(exc.PendingRollbackError, match="cancelled"):
+                        await session.execute("SELECT 1")
+                await session.rollback()
+                assert await session.execute("SELECT 3").scalar() == 3
+            # asyncmy cannot end a statement
+            assert registry.get_pool_stats().created - before == (2 if database.name == "mariadb" else 0)
+
+    asyncio.run(main())
+
+
+def test_it_works_under_anyio_where_each_await_is_cancelled(registry: SQLSpec, database: Database) -> None:
+    async def main() -> None:
+        async with registry:
+            for _ in range(10):
+                with anyio.move_on_after(0.02) as scope:
+                    async with registry.get_async_session() as session:
+                        await session.execute(SLOW[database.name], (1, 20.0))
+                assert scope.cancelled_caught
+            async with registry.get_async_session() as session:
+                assert await session.execute("SELECT 3").scalar() == 3
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(20):
+                    while registry.get_pool_stats().checked_out:
+                        await asyncio.sleep(0.01)
+            assert registry.get_pool_stats().checked_out == 0
+
+    anyio.run(main)
