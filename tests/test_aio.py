@@ -92,8 +92,8 @@ def test_rows_of_a_cursor_are_iterated_and_lost_work_is_warned_of(registry: SQLS
                 assert connection.driver_connection is not None
             with pytest.warns(SQLSpecWarning, match="without commit") as caught:
                 async with registry.get_async_connection() as connection:
-                    await connection.cursor().execute("CREATE TEMPORARY TABLE nothing (id INTEGER)")
-                    await connection.cursor().execute("INSERT INTO nothing VALUES (1)")
+                    await connection.cursor().execute("CREATE TEMPORARY TABLE undone (id INTEGER)")
+                    await connection.cursor().execute("INSERT INTO undone VALUES (1)")
             assert caught[0].filename == __file__
 
     asyncio.run(main())
