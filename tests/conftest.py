@@ -12,8 +12,8 @@ import pytest
 from sqlspec import SQLSpec
 from sqlspec.adapters import MySQLConfig, PostgreSQLConfig, SQLiteConfig
 from sqlspec.config import SyncDatabaseConfig
-from tests.tasks import Loop, RegistryInTasks
 from tests.servers import PASSWORD, MariaDBServer, PostgreSQLServer, Server, ServerMissing
+from tests.tasks import Loop, RegistryInTasks
 
 
 @dataclass

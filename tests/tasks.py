@@ -70,7 +70,9 @@ class InTasks:
         self._loop.call(self._inner.__aenter__)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> Any:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> Any:
         return self._loop.call(self._inner.__aexit__, kind, error, trace)
 
 

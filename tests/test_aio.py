@@ -56,7 +56,7 @@ def test_a_statement_is_awaited_by_itself_or_by_a_method_of_its_result(registry:
 def test_a_statement_that_is_never_awaited_warns_of_its_place(registry: SQLSpec) -> None:
     async def main() -> None:
         async with registry, registry.get_async_session() as session:
-            with pytest.warns(RuntimeWarning, match=rf"the statement at {__file__}:\d+ in main was never awaited"):
+            with pytest.warns(RuntimeWarning, match=rf"the statement at {__file__}:\d+ in main was never awaited"):  # noqa: PT031  # collecting the garbage warns
                 session.execute("SELECT 1")
                 gc.collect()
             pending = session.execute("SELECT 1")
@@ -90,7 +90,7 @@ def test_rows_of_a_cursor_are_iterated_and_lost_work_is_warned_of(registry: SQLS
                 assert [tuple(row) async for row in cursor] == [(1,), (2,)]
                 assert await cursor.fetchone() is None
                 assert connection.driver_connection is not None
-            with pytest.warns(SQLSpecWarning, match="without commit") as caught:
+            with pytest.warns(SQLSpecWarning, match="without commit") as caught:  # noqa: PT031  # the end of the block warns
                 async with registry.get_async_connection() as connection:
                     await connection.cursor().execute("CREATE TEMPORARY TABLE undone (id INTEGER)")
                     await connection.cursor().execute("INSERT INTO undone VALUES (1)")

@@ -81,5 +81,3 @@ def test_cancelled_at_random_nothing_is_lost_and_nobody_gets_a_foreign_answer(
     asyncio.run(main())
     assert wrong == []
     assert cancelled > rounds // 4
-
-

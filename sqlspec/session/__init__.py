@@ -1,6 +1,6 @@
 """Units of work on one connection: DB-API connections and sessions."""
 
-from sqlspec.session.aio import AsyncConnection, AsyncCursor, AsyncSavepoint, AsyncSession, PendingResult
+from sqlspec.session.aio import AsyncConnection, AsyncCursor, AsyncSavepoint, AsyncSession, AsyncStream, PendingResult
 from sqlspec.session.connection import Connection, Cursor
 from sqlspec.session.savepoint import Savepoint
 from sqlspec.session.session import Session
@@ -10,6 +10,7 @@ __all__ = [
     "AsyncCursor",
     "AsyncSavepoint",
     "AsyncSession",
+    "AsyncStream",
     "Connection",
     "Cursor",
     "PendingResult",

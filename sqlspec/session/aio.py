@@ -25,7 +25,7 @@ from sqlspec.session.session import Session
 if TYPE_CHECKING:
     import sqlalchemy.ext.asyncio
 
-__all__ = ["AsyncConnection", "AsyncCursor", "AsyncSavepoint", "AsyncSession", "PendingResult"]
+__all__ = ["AsyncConnection", "AsyncCursor", "AsyncSavepoint", "AsyncSession", "AsyncStream", "PendingResult"]
 
 R = TypeVar("R", bound=Result[Any])
 
@@ -143,6 +143,14 @@ class AsyncSession:
         """Return one statement to be run once for each row of parameters, to be awaited."""
         return PendingResult(self._session.execute_many, statement, rows)
 
+    def stream(self, statement: str | Executable, parameters: Any = None, *, chunk_size: int = 1000) -> AsyncStream:
+        """Return the rows of a query, which come from the server as they are read, ``chunk_size`` at a time.
+
+        Iterate over it, best in an ``async with`` block, which closes the cursor; the session closes it at the latest.
+        Errors are those of `Session.stream`.
+        """
+        return AsyncStream(self._session, statement, parameters, chunk_size)
+
     async def commit(self) -> None:
         """Commit what ran so far; the next statement begins a new transaction."""
         await greenlet_spawn(self._session.commit)
@@ -174,6 +182,50 @@ class AsyncSession:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await greenlet_spawn(self._session.__exit__, kind, error, traceback)
+
+
+class AsyncStream:
+    """Be the rows of a query that come as they are read; once closed, there are no more."""
+
+    _result: CursorResult[Any] | None = None
+    _closed = False
+
+    def __init__(self, session: Session, statement: str | Executable, parameters: Any, chunk_size: int) -> None:
+        self._session = session
+        self._statement = statement
+        self._parameters = parameters
+        self._chunk_size = chunk_size
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "not begun" if self._result is None else "open"
+        return f"<AsyncStream of {self._session!r}, {state}>"
+
+    def _next(self) -> Sequence[Row[Any]]:
+        if self._closed:
+            return []
+        if self._result is None:
+            self._result = self._session.stream(self._statement, self._parameters, chunk_size=self._chunk_size)
+        return self._result.fetchmany(self._chunk_size)
+
+    def _close(self) -> None:
+        self._closed = True
+        if self._result is not None:
+            self._result.close()
+
+    async def __aiter__(self) -> AsyncIterator[Row[Any]]:
+        while rows := await greenlet_spawn(self._next):
+            for row in rows:
+                yield row
+
+    async def close(self) -> None:
+        """Close the cursor. Harmless when repeated."""
+        await greenlet_spawn(self._close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
 
 class AsyncSavepoint:

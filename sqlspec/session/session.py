@@ -7,7 +7,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any, Literal, NoReturn, Protocol, Self, overload
+from typing import Any, Literal, NoReturn, Protocol, Self, TypeVar, overload
 
 from sqlalchemy import Connection, CursorResult, Engine, Executable, Result, exc
 from sqlalchemy.pool import PoolProxiedConnection
@@ -22,6 +22,8 @@ from sqlspec.session.result import DriverResult, NoCursor, columns_of
 from sqlspec.session.savepoint import Savepoint
 
 __all__ = ["Session", "Source"]
+
+R = TypeVar("R", bound=Result[Any])
 
 # Seconds in which the server must have ended a statement whose task was cancelled.
 _RECOVERY = 5.0
@@ -76,6 +78,7 @@ class Session:
     # dropped long before.
     _results: list[Callable[[], Result[Any] | None]]
     _results_limit = 1000
+    _streams: list[CursorResult[Any]]
 
     def __init__(
         self,
@@ -165,6 +168,38 @@ class Session:
             return self._run(prepared, values, many=True)
         return self._refuse(problem, statement, sets)
 
+    def stream(
+        self, statement: str | Executable, parameters: Any = None, *, chunk_size: int = 1000
+    ) -> CursorResult[Any]:
+        """Run a query whose rows come from the server as they are read, ``chunk_size`` at a time.
+
+        Iterate over it, best in a ``with`` block, which closes the cursor; the session closes it at the latest. What
+        the transaction does otherwise waits on MySQL until the rows are read.
+
+        Raises:
+            sqlalchemy.exc.DBAPIError: as SQLAlchemy itself would raise it.
+            sqlalchemy.exc.InvalidRequestError: under autocommit on PostgreSQL, whose cursors live in transactions.
+        """
+        if chunk_size < 1:
+            raise ValueError(f"chunk_size={chunk_size}: at least one row")
+        if self._autocommit and self._driver.syntax == "postgresql":
+            raise exc.InvalidRequestError("stream() needs a transaction on PostgreSQL, and this session autocommits")
+        options = {"stream_results": True, "yield_per": chunk_size}
+        if not isinstance(statement, str):
+            return self._open_stream(self.connection().execute(statement, parameters, execution_options=options))
+        try:
+            prepared, values = bind(statement, parameters, self._driver.language)
+        except PlaceholderError as error:
+            problem = str(error)
+        else:
+            return self._open_stream(self._run_watched(prepared, values, many=False, options=options))
+        return self._refuse(problem, statement, parameters)
+
+    def _open_stream(self, result: CursorResult[Any]) -> CursorResult[Any]:
+        # on MySQL nothing else can run, not even COMMIT, before it is closed
+        self._streams = [known for known in self._streams if not known.closed] + [result]
+        return result
+
     def _refuse(self, problem: str, sql: Any, parameters: Any) -> NoReturn:
         origin = self._engine.dialect.loaded_dbapi.ProgrammingError(problem)
         raise exc.ProgrammingError(str(sql), parameters, origin, hide_parameters=self._engine.hide_parameters)
@@ -213,12 +248,14 @@ class Session:
             self._note(weakref.ref(result))
         return result
 
-    def _run_watched(self, statement: Statement, parameters: Any, many: bool) -> Result[Any]:
+    def _run_watched(
+        self, statement: Statement, parameters: Any, many: bool, options: dict[str, Any] | None = None
+    ) -> CursorResult[Any]:
         connection = self.connection()
         sets = parameters if many else [] if parameters is None else [parameters]
         arguments = [values if isinstance(values, dict) else tuple(values) for values in sets]
         # without parameters the driver must not look for its placeholders: a % stands for itself
-        options = {"no_parameters": True} if parameters is None else None
+        options = {**(options or {}), "no_parameters": parameters is None}
         outside = not statement.opens and not connection.in_transaction()
         if outside:
             adopt_transaction(connection)
@@ -248,7 +285,7 @@ class Session:
         elif not self._connection.in_transaction():
             adopt_transaction(self._connection)
 
-    def _remember(self, result: Result[Any]) -> Result[Any]:
+    def _remember(self, result: R) -> R:
         if not result._soft_closed:
             self._note(lambda: result)
         return result
@@ -275,7 +312,7 @@ class Session:
         recovery = greenlet_spawn(self._driver.recover, self._driver_connection)
         try:
             recovered: bool = await_only(asyncio.wait_for(recovery, _RECOVERY))
-        except (Exception, asyncio.CancelledError):  # the connection is closed then, and the cancellation goes on
+        except (Exception, asyncio.CancelledError):  # noqa: BLE001  # the connection is closed, the cancellation goes on
             return False
         self._is_lost = recovered and not self._autocommit
         return recovered
@@ -304,6 +341,8 @@ class Session:
     def _end(self, how: Literal["commit", "rollback"]) -> None:
         if how == "commit":
             self._require_committed()
+        while self._proxy is not None and self._streams:
+            self._streams.pop().close()
         self._uncommitted = self._is_lost = False
         connection = self._connection
         failed = connection is not None and not connection.in_transaction() and connection.get_transaction() is not None
@@ -413,7 +452,7 @@ class Session:
                 self._source = self._source.successor
                 self._engine, self._driver = self._source.engine, self._source.driver
                 self._toggle_autocommit = self._autocommit is not self._driver.autocommit
-        self._results = []
+        self._results, self._streams = [], []
         self._echo = self._engine._should_log_info()
         self._take(proxy)
 

@@ -1,0 +1,84 @@
+"""Rows that come as they are read."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import exc
+
+from sqlspec import SQLSpec
+from tests.conftest import Database
+
+NUMBERS = {
+    "postgresql": "SELECT n FROM generate_series(1, ?) AS n",
+    "mariadb": "SELECT seq FROM seq_1_to_1000000 WHERE seq <= ?",
+    "sqlite": "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < ?) SELECT n FROM c",
+}
+
+
+def test_rows_come_in_order_and_all_of_them(spec: SQLSpec, database: Database) -> None:
+    with spec.get_session("primary") as session:
+        rows = session.stream(NUMBERS[database.name], (2500,), chunk_size=1000)
+        assert [row[0] for row in rows] == list(range(1, 2501))
+        assert session.execute("SELECT 1").scalar() == 1
+        query = sa.select(sa.literal_column("1"))
+        assert list(session.stream(query).scalars()) == [1]
+
+
+def test_a_stream_that_is_left_in_the_middle_closes_its_cursor(spec: SQLSpec, database: Database) -> None:
+    with spec.get_session("primary") as session:
+        with session.stream(NUMBERS[database.name], (5000,), chunk_size=10) as rows:
+            assert next(iter(rows)) == (1,)
+        assert session.execute("SELECT 1").scalar() == 1
+        for row in session.stream(NUMBERS[database.name], (5000,), chunk_size=10):
+            if row[0] == 15:
+                break
+    with pytest.raises(ZeroDivisionError), spec.get_session("primary") as session:
+        for _ in session.stream(NUMBERS[database.name], (5000,), chunk_size=10):
+            _ = 1 / 0
+    with spec.get_session("primary") as session:
+        assert session.execute("SELECT 1").scalar() == 1
+    assert spec.get_pool_stats("primary").created == 1
+
+
+def test_what_cannot_be_streamed_is_refused(spec: SQLSpec, database: Database) -> None:
+    with spec.get_session("primary") as session:
+        with pytest.raises(ValueError, match="at least one row"):
+            session.stream("SELECT 1", chunk_size=0)
+        with pytest.raises(exc.ProgrammingError, match="1 placeholders and 2 values"):
+            session.stream("SELECT ?", (1, 2))
+    with spec.get_session("primary", autocommit=True) as session:
+        if database.name == "postgresql":
+            with pytest.raises(exc.InvalidRequestError, match="needs a transaction"):
+                session.stream("SELECT 1")
+        else:
+            assert list(session.stream("SELECT 1")) == [(1,)]
+
+
+def test_tasks_stream_as_well(spec: SQLSpec, database: Database) -> None:
+    async def main() -> None:
+        async with SQLSpec() as registry:
+            registry.register_config(database.config(pool_size=1, max_overflow=0))
+            async with registry.get_async_session() as session:
+                found = [row[0] async for row in session.stream(NUMBERS[database.name], (2500,), chunk_size=100)]
+                assert found == list(range(1, 2501))
+                async with session.stream(NUMBERS[database.name], (2500,), chunk_size=10) as rows:
+                    async for row in rows:
+                        if row[0] == 15:
+                            break
+                assert repr(rows).endswith("closed>")
+                assert [row async for row in rows] == []
+                assert await session.execute("SELECT 1").scalar() == 1
+            with pytest.raises(ZeroDivisionError):
+                async with registry.get_async_session() as session:
+                    async for _ in session.stream(NUMBERS[database.name], (2500,), chunk_size=10):
+                        _ = 1 / 0
+            async with registry.get_async_session() as session:
+                assert await session.execute("SELECT 1").scalar() == 1
+            stats: Any = registry.get_pool_stats()
+            assert (stats.created, stats.checked_out) == (1, 0)
+
+    asyncio.run(main())
