@@ -5,6 +5,7 @@ from sqlspec.environment import EnvironmentConfig
 from sqlspec.exceptions import (
     ConfigError,
     ConnectionTimeout,
+    LoadError,
     PoolClosed,
     PoolTimeout,
     SQLSpecError,
@@ -23,6 +24,7 @@ from sqlspec.session import (
     PendingResult,
     Savepoint,
     Session,
+    copy_rows,
 )
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "EnvironmentConfig",
     "Holder",
     "InstrumentationConfig",
+    "LoadError",
     "PendingResult",
     "PoolClosed",
     "PoolStats",
@@ -48,4 +51,5 @@ __all__ = [
     "Savepoint",
     "Session",
     "build_secure_url",
+    "copy_rows",
 ]

@@ -4,7 +4,8 @@
     ├── ConfigError           (also ValueError)
     ├── PoolTimeout           (also sqlalchemy.exc.TimeoutError)
     │   └── ConnectionTimeout
-    └── PoolClosed
+    ├── PoolClosed
+    └── LoadError
 
 Errors of the database keep their own classes: a session raises what SQLAlchemy would raise, a connection
 what its driver raises.
@@ -19,6 +20,7 @@ from sqlalchemy import exc
 __all__ = [
     "ConfigError",
     "ConnectionTimeout",
+    "LoadError",
     "Phase",
     "PoolClosed",
     "PoolTimeout",
@@ -63,6 +65,26 @@ class ConnectionTimeout(PoolTimeout):
 
 class PoolClosed(SQLSpecError):
     """Say that the registry, or the config behind this name, has been closed."""
+
+
+class LoadError(SQLSpecError):
+    """Say which row could not be loaded; the database's error is the cause.
+
+    Attributes:
+        position: the number of the row, from 1; None where the driver does not say.
+        committed: how many rows before it have been committed.
+    """
+
+    def __init__(self, table: str, cause: BaseException, position: int | None = None, committed: int = 0) -> None:
+        row = "a row" if position is None else f"row {position}"
+        origin = getattr(cause, "orig", cause)
+        super().__init__(
+            f"{row} for {table} cannot be loaded ({type(origin).__name__}); {committed} rows are committed"
+        )
+        self.table = table
+        self.position = position
+        self.committed = committed
+        self.__cause__ = cause
 
 
 class SQLSpecWarning(UserWarning):

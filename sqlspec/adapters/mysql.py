@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 import ssl
+from datetime import UTC, datetime
 from typing import Any, ClassVar
+from uuid import UUID
 
 from pydantic import Field, model_validator
 from sqlalchemy import URL
 
 from sqlspec.adapters.driver import Driver, TLSMode, TransactionOptions, check_tls_ca, whole_seconds
+from sqlspec.adapters.loading import Converters
 from sqlspec.config.base import PoolConfig, SyncDatabaseConfig
 from sqlspec.exceptions import ConfigError
 
@@ -103,10 +107,22 @@ class MySQLConfig(MySQLPoolConfig, SyncDatabaseConfig):
         return Asyncmy(self)
 
 
+def _without_zone(value: datetime) -> datetime:
+    """Return the time in UTC: MySQL's DATETIME has no zone, and its drivers would drop it."""
+    return value if value.tzinfo is None else value.astimezone(UTC).replace(tzinfo=None)
+
+
 class _MySQLDriver(Driver):
     syntax = "mysql"
     language = "mysql"
     scheme: ClassVar[str]
+    converters: ClassVar[Converters] = {
+        dict: json.dumps,
+        list: json.dumps,
+        UUID: str,
+        memoryview: bytes,
+        datetime: _without_zone,
+    }
 
     _config: MySQLConfig
 

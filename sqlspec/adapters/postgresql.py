@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
 import ssl
 import warnings
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from sqlalchemy import URL
+from sqlalchemy.util import greenlet_spawn
 
 from sqlspec.adapters.driver import Driver, Language, TLSMode, TransactionOptions, check_tls_ca, whole_seconds
+from sqlspec.adapters.loading import Position, Target, copy_text
 from sqlspec.config.base import PoolConfig, SyncDatabaseConfig
 from sqlspec.exceptions import ConfigError, SQLSpecWarning
 
@@ -95,6 +99,50 @@ class PostgreSQLConfig(PostgreSQLPoolConfig, SyncDatabaseConfig):
         return PsycopgAsync(self) if named == "psycopg" else Asyncpg(self)
 
 
+# the types json and jsonb
+_JSON = frozenset({114, 3802})
+# where COPY met a bad row
+_LINE = re.compile(r"\bCOPY .*?, line (\d+)")
+
+
+def _line_of(error: BaseException) -> int | None:
+    """Return which row COPY met, from 1, as the server says it."""
+    for found in (error, error.__cause__):
+        context = getattr(getattr(found, "diag", None), "context", None) or getattr(found, "context", None)
+        if context and (line := _LINE.search(context)):
+            return int(line[1])
+    return None
+
+
+# An INSERT of one row, and nothing in it that could hide a parenthesis. Of several rows at once, ON CONFLICT DO UPDATE
+# could not touch one twice.
+_ONE_ROW = re.compile(
+    r"""(\s*INSERT\s+INTO\s[^'"$();-]*(?:\([^'"$();-]*\))?\s*VALUES\s*)(\([^'"$();-]*\))\s*\Z""", re.IGNORECASE
+)
+_ROWS_A_PAGE = 1000
+
+
+class _Chunks:
+    """Be a file that COPY reads from."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._rest = b""
+
+    def read(self, size: int) -> bytes:
+        """Return up to so many bytes; none at the end."""
+        if not self._rest:
+            self._rest = next(self._chunks, b"")
+        part, self._rest = self._rest[:size], self._rest[size:]
+        return part
+
+
+async def _awaiting(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """Return chunks of rows that may come asynchronously, which takes a greenlet of SQLAlchemy's."""
+    while chunk := await greenlet_spawn(next, chunks, b""):
+        yield chunk
+
+
 class _PostgreSQLDriver(Driver):
     extra = "postgresql"
     syntax = "postgresql"
@@ -152,6 +200,20 @@ class _PostgreSQLDriver(Driver):
     def _set_read_only(self, connection: Any, read_only: bool | None) -> None:
         raise NotImplementedError
 
+    def load(self, connection: Any, target: Target, rows: Position) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(target.select_nothing())
+            found = enumerate(cursor.description or ())
+            json_columns = frozenset(position for position, column in found if column[1] in _JSON)
+        try:
+            self._copy(connection, target, copy_text(rows, json_columns))
+        except Exception as error:
+            rows.bad = _line_of(error)
+            raise
+
+    def _copy(self, connection: Any, target: Target, chunks: Iterator[bytes]) -> None:
+        raise NotImplementedError
+
     def server_version(self, connection: Any) -> str:
         return f"PostgreSQL {connection.info.parameter_status('server_version')}"
 
@@ -191,6 +253,23 @@ class Psycopg2(_PostgreSQLDriver):
             with connection.cursor() as cursor:
                 cursor.execute(how.upper())
 
+    def execute_many(self, cursor: Any, statement: str, rows: list[Any]) -> int | None:
+        # psycopg2's own executemany() is a round trip a row
+        from psycopg2.extras import execute_values
+
+        insert = _ONE_ROW.match(statement)
+        if insert is None:
+            return super().execute_many(cursor, statement, rows)
+        changed = 0
+        for start in range(0, len(rows), _ROWS_A_PAGE):
+            execute_values(cursor, f"{insert[1]}%s", rows[start : start + _ROWS_A_PAGE], insert[2], _ROWS_A_PAGE)
+            changed += cursor.rowcount
+        return changed
+
+    def _copy(self, connection: Any, target: Target, chunks: Iterator[bytes]) -> None:
+        with connection.cursor() as cursor:
+            cursor.copy_expert(target.copy(), _Chunks(chunks))
+
     def _set_isolation_level(self, connection: Any, level: str | None) -> None:
         connection.isolation_level = level
 
@@ -210,6 +289,11 @@ class Psycopg(_PostgreSQLDriver):
     def uses_tls(self, connection: Any) -> bool:
         return bool(connection.pgconn.ssl_in_use)
 
+    def _copy(self, connection: Any, target: Target, chunks: Iterator[bytes]) -> None:
+        with connection.cursor() as cursor, cursor.copy(target.copy()) as copy:
+            for chunk in chunks:
+                copy.write(chunk)
+
     def _set_isolation_level(self, connection: Any, level: str | None) -> None:
         import psycopg
 
@@ -227,6 +311,14 @@ class PsycopgAsync(Psycopg):
 
     def uses_tls(self, connection: Any) -> bool:
         return super().uses_tls(connection.driver_connection)
+
+    def _copy(self, connection: Any, target: Target, chunks: Iterator[bytes]) -> None:
+        async def copy_in(driver_connection: Any) -> None:
+            async with driver_connection.cursor() as cursor, cursor.copy(target.copy()) as copy:
+                async for chunk in _awaiting(chunks):
+                    await copy.write(chunk)
+
+        connection.run_async(copy_in)
 
     def recover(self, connection: Any) -> bool:
         # psycopg has cancelled the statement, and read what the server said to that
@@ -303,6 +395,22 @@ class Asyncpg(_PostgreSQLDriver):
 
     def server_version(self, connection: Any) -> str:
         return f"PostgreSQL {self._value(connection, 'SHOW server_version')}"
+
+    def _copy(self, connection: Any, target: Target, chunks: Iterator[bytes]) -> None:
+        async def copy_in(driver_connection: Any) -> None:
+            await driver_connection.copy_to_table(
+                target.table,
+                schema_name=target.schema,
+                columns=target.columns or None,
+                source=_awaiting(chunks),
+                format="text",
+            )
+
+        try:
+            connection.run_async(copy_in)
+        except connection.dbapi.asyncpg.PostgresError as error:
+            # into PEP 249's, as the adapter does with those of its own calls
+            connection._handle_exception(error)
 
     def recover(self, connection: Any) -> bool:
         # Asyncpg has asked the server to cancel, and waits for the answer before anything else. Without a transaction

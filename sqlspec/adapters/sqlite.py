@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
-import time
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from time import monotonic
 from typing import Any, ClassVar, Literal
+from uuid import UUID
 
 from pydantic import Field, model_validator
 from sqlalchemy import URL
 
 from sqlspec.adapters.driver import Driver, TransactionOptions
+from sqlspec.adapters.loading import Converters
 from sqlspec.config.base import NoPoolSyncConfig, SyncDatabaseConfig
 from sqlspec.exceptions import ConfigError
 
@@ -104,6 +109,20 @@ class SQLite3(Driver):
     language = "sqlite"
     isolation_levels = ("DEFERRED", "IMMEDIATE", "EXCLUSIVE", "SERIALIZABLE")
     sends_begin = True
+
+    mark = "?"
+    converters: ClassVar[Converters] = {
+        bool: int,
+        dict: json.dumps,
+        list: json.dumps,
+        Decimal: str,
+        UUID: str,
+        datetime: str,
+        date: str,
+        time: str,
+        timedelta: str,
+        memoryview: bytes,
+    }
 
     _config: SQLiteConnectionConfig
 
@@ -228,7 +247,7 @@ class _Stop:
         self._deadline = 0.0
 
     def begun(self, _: str) -> None:
-        self._deadline = time.monotonic() + self._seconds
+        self._deadline = monotonic() + self._seconds
 
     def is_late(self) -> bool:
-        return time.monotonic() > self._deadline
+        return monotonic() > self._deadline

@@ -1,6 +1,7 @@
 """Units of work on one connection: DB-API connections and sessions."""
 
 from sqlspec.session.aio import AsyncConnection, AsyncCursor, AsyncSavepoint, AsyncSession, AsyncStream, PendingResult
+from sqlspec.session.bulk import copy_rows
 from sqlspec.session.connection import Connection, Cursor
 from sqlspec.session.savepoint import Savepoint
 from sqlspec.session.session import Session
@@ -16,4 +17,5 @@ __all__ = [
     "PendingResult",
     "Savepoint",
     "Session",
+    "copy_rows",
 ]

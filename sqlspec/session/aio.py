@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, Self, TypeVar, overload
 
 from sqlalchemy import CursorResult, Executable, MappingResult, Result, Row, ScalarResult
-from sqlalchemy.util import greenlet_spawn
+from sqlalchemy.util import await_only, greenlet_spawn
 
 from sqlspec.exceptions import SQLSpecWarning
 from sqlspec.pool import Place
@@ -151,6 +151,11 @@ class AsyncSession:
         """
         return AsyncStream(self._session, statement, parameters, chunk_size)
 
+    async def load_rows(self, table: str, rows: Iterable[Any] | AsyncIterable[Any], columns: Sequence[str] = ()) -> int:
+        """Load rows into a table by the driver's fastest way, as `Session.load_rows`; they may come asynchronously."""
+        source = _in_greenlet(rows) if isinstance(rows, AsyncIterable) else rows
+        return await greenlet_spawn(self._session.load_rows, table, source, columns)
+
     async def commit(self) -> None:
         """Commit what ran so far; the next statement begins a new transaction."""
         await greenlet_spawn(self._session.commit)
@@ -182,6 +187,16 @@ class AsyncSession:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await greenlet_spawn(self._session.__exit__, kind, error, traceback)
+
+
+def _in_greenlet(rows: AsyncIterable[Any]) -> Iterator[Any]:
+    """Iterate within a greenlet of SQLAlchemy's."""
+    iterator = aiter(rows)
+    while True:
+        try:
+            yield await_only(anext(iterator))
+        except StopAsyncIteration:
+            return
 
 
 class AsyncStream:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Literal, NoReturn, Protocol, Self, TypeVar, overload
 
@@ -14,9 +14,11 @@ from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from sqlspec.adapters import Driver, TransactionOptions
+from sqlspec.adapters.loading import Target
 from sqlspec.engine import adopt_transaction, borrow, discard
-from sqlspec.exceptions import PoolClosed
+from sqlspec.exceptions import LoadError, PoolClosed
 from sqlspec.pool import slot_of
+from sqlspec.session.bulk import sequences_of
 from sqlspec.session.placeholders import PlaceholderError, Statement, bind, bind_rows, rows_of
 from sqlspec.session.result import DriverResult, NoCursor, columns_of
 from sqlspec.session.savepoint import Savepoint
@@ -195,6 +197,35 @@ class Session:
             return self._open_stream(self._run_watched(prepared, values, many=False, options=options))
         return self._refuse(problem, statement, parameters)
 
+    def load_rows(self, table: str, rows: Iterable[Any], columns: Sequence[str] = ()) -> int:
+        """Load rows into a table by the driver's fastest way, within the transaction; return how many.
+
+        Args:
+            table: its name, with a schema and a point before it or without; quoted where it must be.
+            rows: sequences, or mappings of column to value; any iterable, of which little is kept in memory.
+            columns: what the values are for; without, the keys of mappings, or all columns in their order.
+
+        Raises:
+            sqlspec.exceptions.LoadError: a row does not fit; nothing of this call is kept once you roll back.
+            sqlalchemy.exc.InvalidRequestError: under autocommit.
+        """
+        if self._autocommit:
+            raise exc.InvalidRequestError("load_rows() needs a transaction, and this session autocommits")
+        names, position = sequences_of(rows, columns)
+        connection = self.connection()
+        if not connection.in_transaction():
+            connection.begin()
+        try:
+            self._driver.load(self._driver_connection, Target(table, names, self._engine.dialect), position)
+        except BaseException as error:  # noqa: BLE001  # always raised again
+            if position.failure is not None:
+                raise position.failure from None
+            try:
+                self._fail(error)
+            except exc.DBAPIError as failure:
+                raise LoadError(table, failure, position.bad) from failure
+        return position.taken
+
     def _open_stream(self, result: CursorResult[Any]) -> CursorResult[Any]:
         # on MySQL nothing else can run, not even COMMIT, before it is closed
         self._streams = [known for known in self._streams if not known.closed] + [result]
@@ -229,11 +260,11 @@ class Session:
         elif not self._in_transaction:
             self._begin()
         self._slot.statement = statement.text
-        cursor = None
+        cursor = changed = None
         try:
             cursor = self._driver_connection.cursor()
             if many:
-                cursor.executemany(statement.text, parameters)
+                changed = self._driver.execute_many(cursor, statement.text, parameters)
             elif parameters is None:
                 cursor.execute(statement.text)
             else:
@@ -244,6 +275,8 @@ class Session:
         if statement.controls is not None:
             self._follow(statement.controls)
         result = DriverResult(columns, cursor, self)
+        if changed is not None:
+            result._rowcount = changed
         if columns is not None:
             self._note(weakref.ref(result))
         return result

@@ -1,0 +1,128 @@
+"""Many rows at once: what `Session.load_rows` takes, and copying between databases."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, overload
+
+from sqlalchemy import Executable
+
+from sqlspec.adapters.loading import Position
+from sqlspec.exceptions import LoadError
+
+if TYPE_CHECKING:
+    from sqlspec.session.aio import AsyncSession
+    from sqlspec.session.session import Session
+
+__all__ = ["copy_rows", "sequences_of"]
+
+
+def sequences_of(rows: Iterable[Any], columns: Sequence[str]) -> tuple[Sequence[str], Position]:
+    """Return the columns of rows and the rows as sequences, counted as they are taken."""
+    source = iter(rows)
+    first = list(itertools.islice(source, 1))
+    together = itertools.chain(first, source)
+    if not first or not isinstance(first[0], Mapping):
+        return columns, Position(together)
+    names = list(columns or first[0])
+    return names, Position(_values(together, names))
+
+
+def _values(rows: Iterable[Mapping[str, Any]], names: Sequence[str]) -> Iterator[Sequence[Any]]:
+    if len(names) > 1:
+        return map(itemgetter(*names), rows)
+    return ((row[names[0]],) for row in rows)
+
+
+@overload
+def copy_rows(
+    source: Session,
+    query: str | Executable,
+    target: Session,
+    table: str,
+    *,
+    parameters: Any = None,
+    columns: Sequence[str] = (),
+    batch_size: int = 10_000,
+    progress: Callable[[int], object] | None = None,
+) -> int: ...
+
+
+@overload
+def copy_rows(
+    source: AsyncSession,
+    query: str | Executable,
+    target: AsyncSession,
+    table: str,
+    *,
+    parameters: Any = None,
+    columns: Sequence[str] = (),
+    batch_size: int = 10_000,
+    progress: Callable[[int], object] | None = None,
+) -> Awaitable[int]: ...
+
+
+def copy_rows(source: Any, query: str | Executable, target: Any, table: str, **options: Any) -> Any:
+    """Copy the rows of a query into a table of another session; return how many.
+
+    The rows are streamed; the target commits after each ``batch_size`` of them, and what it had not committed before
+    goes along. Of asynchronous sessions, await it.
+
+    Args:
+        source: the session that runs the query.
+        query: a string or an executable of SQLAlchemy.
+        target: the session of the table; another one than the source.
+        table: its name, with a schema and a point before it or without.
+        parameters: those of the query.
+        columns: what the values are for; without, the columns of the query.
+        batch_size: rows between two commits.
+        progress: called after each commit with the number of rows that are committed.
+
+    Raises:
+        sqlspec.exceptions.LoadError: a row does not fit; ``position`` tells which, ``committed`` how many before it
+            are in the table. What else interrupts it has a note that says so.
+        ValueError: source and target are one session.
+    """
+    if source is target:
+        raise ValueError("copy_rows() needs two sessions: a commit would end the query")
+    inner = getattr(source, "_session", None), getattr(target, "_session", None)
+    if inner == (None, None):
+        return _copy(source, query, target, table, **options)
+    if None in inner:
+        raise TypeError("copy_rows() takes two sessions of one kind: both synchronous, or both asynchronous")
+    from sqlalchemy.util import greenlet_spawn
+
+    return greenlet_spawn(_copy, inner[0], query, inner[1], table, **options)
+
+
+def _copy(
+    source: Session,
+    query: str | Executable,
+    target: Session,
+    table: str,
+    *,
+    parameters: Any = None,
+    columns: Sequence[str] = (),
+    batch_size: int = 10_000,
+    progress: Callable[[int], object] | None = None,
+) -> int:
+    committed = 0
+    try:
+        with source.stream(query, parameters, chunk_size=batch_size) as rows:
+            names = columns or list(rows.keys())
+            for batch in rows.partitions(batch_size):
+                target.load_rows(table, batch, names)
+                target.commit()
+                committed += len(batch)
+                if progress is not None:
+                    progress(committed)
+    except LoadError as error:
+        target.rollback()
+        cause, position = error.__cause__ or error, error.position
+        raise LoadError(table, cause, None if position is None else committed + position, committed) from cause
+    except BaseException as error:
+        error.add_note(f"sqlspec: {committed} rows are committed in {table}")
+        raise
+    return committed
