@@ -132,7 +132,7 @@ def test_a_bad_row_names_its_position(items: SQLSpec) -> None:
         with pytest.raises(LoadError):
             session.load_rows("items", [(1, "x"), (2, "x", 5, 5, 5)], columns=("id", "name"))
         session.rollback()
-        with pytest.raises(LoadError, match="a row|row 1"):
+        with pytest.raises(LoadError, match="for nowhere cannot be loaded"):
             session.load_rows("nowhere", [(1,)])
         session.rollback()
     assert found(items) == [(5000, "before")]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from sqlspec import SQLSpec
 from sqlspec.cli import app
 from tests.conftest import Database
 from tests.servers import PASSWORD
@@ -54,6 +56,60 @@ def test_check_reports_every_configured_database(database: Database, tmp_path: P
     table = CliRunner().invoke(app, ["check", "--config", str(path)])
     assert "up" in table.stdout
     assert PASSWORD not in table.output + result.output
+
+
+def write_config(database: Database, folder: Path, name: str = "primary") -> Path:
+    config = database.config()
+    lines = [f'scheme = "{config.adapter}"', f'database = "{config.database}"']
+    if database.server is not None:
+        lines += [
+            'host = "127.0.0.1"',
+            f"port = {database.server.port}",
+            'username = "app"',
+            f'password = "{PASSWORD}"',
+        ]
+    path = folder / "sqlspec.toml"
+    other = folder / "other.db"
+    path.write_text(f"[{name}]\n" + "\n".join(lines) + f'\n[other]\nurl = "sqlite:///{other}"\n')
+    return path
+
+
+def test_copy_copies_a_table(spec: SQLSpec, database: Database, tmp_path: Path) -> None:
+    path = write_config(database, tmp_path)
+    with spec.get_session("primary") as session:
+        session.load_rows("users", [(number, f"user {number}") for number in range(1, 1001)])
+    with SQLSpec.from_toml(path) as registry, registry.get_session("other") as session:
+        session.execute("CREATE TABLE people (id INTEGER PRIMARY KEY, name TEXT)")
+    arguments = ["copy", "primary.users", "other.people", "--config", str(path), "--batch-size", "300"]
+    result = CliRunner().invoke(app, arguments)
+    assert (result.exit_code, result.stdout) == (0, "1000 rows copied from primary.users to other.people\n")
+    assert "1000/1000" in result.stderr
+    with SQLSpec.from_toml(path) as registry, registry.get_session("other") as session:
+        assert session.execute("SELECT count(*), sum(id) FROM people").one() == (1000, 500500)
+        session.execute("DELETE FROM people WHERE id <= 400")
+    again = CliRunner().invoke(app, arguments)
+    assert again.exit_code == 1
+    told = re.search(
+        r"row (\d+) for people cannot be loaded \(IntegrityError\); (\d+) rows are committed", again.stderr
+    )
+    assert told is not None
+    # in whatever order the database gives them
+    assert int(told[2]) == (int(told[1]) - 1) // 300 * 300
+    assert "UNIQUE constraint failed: people.id" in again.stderr
+    for wrong, told in (("primary", "primary.orders"), ("nobody.users", "did you mean"), ("primary.gone", "gone")):
+        failed = CliRunner().invoke(app, ["copy", wrong, "other.people", "--config", str(path)])
+        assert failed.exit_code in {1, 2}
+        assert told in failed.stderr
+
+
+@pytest.mark.parametrize("driver", ["aiosqlite"])
+def test_check_looks_through_an_asynchronous_driver(tmp_path: Path, driver: str) -> None:
+    (tmp_path / "a.db").touch()
+    path = tmp_path / "sqlspec.toml"
+    path.write_text(f'[up]\nurl = "sqlite+{driver}:///{tmp_path / "a.db"}"')
+    result = CliRunner().invoke(app, ["check", "--config", str(path), "--json"])
+    (report,) = json.loads(result.stdout)
+    assert (report["ok"], report["driver"]) == (True, driver)
 
 
 def test_check_fails_where_a_database_is_down(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ try:
     import typer
 
     from sqlspec.cli.check import check
+    from sqlspec.cli.copy import copy
     from sqlspec.cli.demo import demo
 except ModuleNotFoundError as error:
     if error.name not in {"typer", "rich"}:
@@ -42,4 +43,5 @@ def options(
 
 
 app.command()(check)
+app.command()(copy)
 app.command()(demo)

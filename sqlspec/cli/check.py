@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
-import tomllib
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,10 +13,12 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from sqlalchemy.util import greenlet_spawn
 
-from sqlspec.adapters import SQLiteConnectionConfig, driver_for
+from sqlspec.adapters import Driver, SQLiteConnectionConfig, driver_for
+from sqlspec.cli.registry import ConfigOption, PrefixOption, open_registry
 from sqlspec.config import PoolConfig
-from sqlspec.exceptions import ConfigError
+from sqlspec.manager import PooledConnectionManager
 from sqlspec.registry import SQLSpec
 
 __all__ = ["check"]
@@ -24,24 +27,13 @@ _YES_OR_NO: dict[bool | None, str] = {True: "yes", False: "no", None: ""}
 
 
 def check(
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            help="A TOML file; default: sqlspec.toml, the tables tool.sqlspec.* in pyproject.toml, the environment."
-        ),
-    ] = None,
-    prefix: Annotated[str, typer.Option(help="How the environment's variables begin.")] = "DB_",
+    config: ConfigOption = None,
+    prefix: PrefixOption = "DB_",
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for each database.")] = 5.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array.")] = False,
 ) -> None:
     """Connect to every configured database; the exit code is 1 when one cannot be reached, 2 for a wrong config."""
-    console = Console(stderr=True)
-    try:
-        spec = _registry(config, prefix)
-    except ConfigError as error:
-        console.print(f"[red]{escape(str(error))}[/red]", soft_wrap=True)
-        raise typer.Exit(2) from None
-    with spec:
+    with open_registry(config, prefix) as spec:
         reports = [_report(spec, name, timeout) for name in spec.list_configs()]
     if as_json:
         typer.echo(json.dumps(reports, indent=2))
@@ -50,28 +42,9 @@ def check(
     raise typer.Exit(0 if all(report["ok"] for report in reports) else 1)
 
 
-def _registry(config: Path | None, prefix: str) -> SQLSpec:
-    if config is not None:
-        return SQLSpec.from_toml(config)
-    if Path("sqlspec.toml").exists():
-        return SQLSpec.from_toml("sqlspec.toml")
-    if _has_our_table(Path("pyproject.toml")):
-        return SQLSpec.from_toml("pyproject.toml")
-    return SQLSpec.from_env(prefix)
-
-
-def _has_our_table(path: Path) -> bool:
-    try:
-        return "sqlspec" in tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {})
-    except FileNotFoundError:
-        return False
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} does not parse: {error}") from None
-
-
 def _report(spec: SQLSpec, name: str, timeout: float) -> dict[str, Any]:
     config = spec.get_config(name)
-    driver = driver_for(config)
+    driver = driver_for(config, is_async=config.is_async_only)
     report: dict[str, Any] = {"name": name, "adapter": config.adapter, "driver": driver.name, "ok": False}
     if isinstance(config, PoolConfig):
         report["pool"] = {
@@ -81,18 +54,27 @@ def _report(spec: SQLSpec, name: str, timeout: float) -> dict[str, Any]:
     if isinstance(config, SQLiteConnectionConfig) and not config.in_memory and not file.exists():
         # connecting would create it
         return {**report, "error": f"there is no file {file}"}
-    begin = time.monotonic()
     try:
-        with spec.get_connection(name, timeout=timeout) as connection:
-            connected = time.monotonic()
-            connection.cursor().execute("SELECT 1")
-            report["latency_ms"] = round((time.monotonic() - connected) * 1000, 2)
-            report["connect_ms"] = round((connected - begin) * 1000, 2)
-            live = connection.driver_connection
-            report |= {"version": driver.server_version(live), "tls": driver.uses_tls(live), "ok": True}
+        look = partial(_look, spec._manager(name), driver, timeout)
+        report |= asyncio.run(greenlet_spawn(look)) if driver.is_async else look()
     except Exception as error:  # noqa: BLE001  # whatever it is, it is what the user asked for
         report["error"] = " ".join(f"{type(error).__name__}: {error}".split())
     return report
+
+
+def _look(manager: PooledConnectionManager, driver: Driver, timeout: float) -> dict[str, Any]:
+    begin = time.monotonic()
+    with manager.source(is_async=driver.is_async).get_connection(timeout) as connection:
+        connected = time.monotonic()
+        connection.cursor().execute("SELECT 1")
+        done, live = time.monotonic(), connection.driver_connection
+        return {
+            "latency_ms": round((done - connected) * 1000, 2),
+            "connect_ms": round((connected - begin) * 1000, 2),
+            "version": driver.server_version(live),
+            "tls": driver.uses_tls(live),
+            "ok": True,
+        }
 
 
 def _print(out: Console, reports: list[dict[str, Any]]) -> None:
