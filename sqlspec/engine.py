@@ -24,10 +24,12 @@ from sqlspec.pool import (
     follow_statements,
 )
 
-__all__ = ["adopt_transaction", "borrow", "build_engine", "discard"]
+__all__ = ["SESSION_STATE", "adopt_transaction", "borrow", "build_engine", "discard"]
 
 _logger = logging.getLogger("sqlspec")
 
+# In the info of a connection: what is known of the server's session, until that is reset.
+SESSION_STATE = "sqlspec_session_state"
 # In the record_info of a connection: the options of its borrower's transactions, and, for a moment, that
 # the transaction that SQLAlchemy is told to begin is there already.
 _OPTIONS = "sqlspec_options"
@@ -249,6 +251,7 @@ def _listen(engine: Engine, config: NoPoolSyncConfig, driver: Driver) -> None:
 
 def _discarding(driver: Driver) -> Any:
     def discard(connection: Any, record: Any, state: Any) -> None:
+        record.info.pop(SESSION_STATE, None)
         if not state.terminate_only and connection is not None and not driver.discard(connection):
             record.invalidate()
 

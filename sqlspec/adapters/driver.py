@@ -114,6 +114,14 @@ class Driver(ABC):
     def set_autocommit(self, connection: Any, enabled: bool) -> None:
         """Switch the driver's autocommit, where it is otherwise; outside a transaction only."""
 
+    def check_preparing(self) -> None:
+        """Refuse prepared statements where there are none.
+
+        Raises:
+            ConfigError: the driver has none, or the config says that a proxy is in between.
+        """
+        return
+
     @abstractmethod
     def discard(self, connection: Any) -> bool:
         """Roll back and clear the session state; the connection is then as prepare() left it.

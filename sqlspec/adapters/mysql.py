@@ -242,6 +242,9 @@ class MySQLClient(_MySQLDriver):
                 arguments["ssl"] = {"ca": config.tls_ca}
         return arguments
 
+    def check_preparing(self) -> None:
+        raise ConfigError("mysqlclient has no prepared statements: execute the statement itself")
+
     def host(self, connection: Any) -> str | None:
         host, _, way = connection.get_host_info().partition(" via ")
         return str(host) if way.startswith("TCP") else None

@@ -200,6 +200,10 @@ class _PostgreSQLDriver(Driver):
     def _set_read_only(self, connection: Any, read_only: bool | None) -> None:
         raise NotImplementedError
 
+    def check_preparing(self) -> None:
+        if self._config.prepare_threshold is None:
+            raise ConfigError("prepare_threshold=None says that a proxy is in between: nothing can be prepared there")
+
     def load(self, connection: Any, target: Target, rows: Position) -> None:
         with connection.cursor() as cursor:
             cursor.execute(target.select_nothing())

@@ -3,6 +3,7 @@
 from sqlspec.session.aio import AsyncConnection, AsyncCursor, AsyncSavepoint, AsyncSession, AsyncStream, PendingResult
 from sqlspec.session.bulk import copy_rows
 from sqlspec.session.connection import Connection, Cursor
+from sqlspec.session.prepared import PreparedStatement, PreparedStatementCache
 from sqlspec.session.savepoint import Savepoint
 from sqlspec.session.session import Session
 
@@ -15,6 +16,8 @@ __all__ = [
     "Connection",
     "Cursor",
     "PendingResult",
+    "PreparedStatement",
+    "PreparedStatementCache",
     "Savepoint",
     "Session",
     "copy_rows",

@@ -1,0 +1,163 @@
+"""PreparedStatementCache: statements that the server parses and plans once for each physical connection."""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict
+from typing import Any
+
+from sqlspec.engine import SESSION_STATE
+from sqlspec.session.connection import Connection, Cursor
+from sqlspec.session.placeholders import PlaceholderError, Statement, bind, prepare
+
+__all__ = ["PreparedStatement", "PreparedStatementCache"]
+
+# names of prepared statements are never used twice
+_numbers = itertools.count(1)
+# a schema change has made the plan invalid; somebody has deallocated it
+_FORGOTTEN = frozenset({"0A000", "26000"})
+
+
+class PreparedStatement:
+    """Be a statement on one connection, to be executed with ever new values.
+
+    It is bound to the connection of its `PreparedStatementCache.get_or_prepare`, and to be used until that is
+    closed.
+    """
+
+    def __init__(self, connection: Connection, sql: str) -> None:
+        self._connection = connection
+        self._sql = sql
+
+    def __repr__(self) -> str:
+        return f"<PreparedStatement {self._sql!r}>"
+
+    def execute(self, parameters: Any = None) -> Cursor:
+        """Run the statement with one set of parameters; return a cursor with its rows.
+
+        Raises:
+            Exception: the driver's errors; its ProgrammingError where parameters and placeholders do not fit.
+        """
+        return self._connection.cursor().execute(self._sql, parameters)
+
+
+class _ByPsycopg(PreparedStatement):
+    """Let psycopg prepare it at its first use."""
+
+    def execute(self, parameters: Any = None) -> Cursor:
+        return self._connection.cursor().execute(self._sql, parameters, prepare=True)
+
+
+class _ByHand(PreparedStatement):
+    """Have it prepared by PREPARE, and run by EXECUTE."""
+
+    def __init__(self, connection: Connection, sql: str) -> None:
+        super().__init__(connection, sql)
+        self._statement = _numbered(connection, sql)
+
+    def prepare(self) -> str:
+        """Send it to the server under a new name, and return that."""
+        name = f"sqlspec_{next(_numbers)}"
+        _send(self._connection, f"PREPARE {name} AS {self._statement.text}")
+        _of(self._connection)[self._sql] = name
+        return name
+
+    def execute(self, parameters: Any = None) -> Cursor:
+        connection = self._connection
+        known, was_open = _of(connection), connection._open
+        try:
+            return self._execute(known.get(self._sql) or self.prepare(), parameters)
+        except Exception as error:
+            if getattr(error, "pgcode", None) not in _FORGOTTEN:
+                raise
+            known.pop(self._sql, None)
+            if was_open:
+                # the transaction is lost; when it is run again, the statement is prepared anew
+                raise
+        connection.rollback()
+        return self._execute(self.prepare(), parameters)
+
+    def _execute(self, name: str, parameters: Any) -> Cursor:
+        cursor = self._connection.cursor()
+        values = cursor._checked(bind, self._sql, parameters, "postgresql $1")[1] or ()
+        marks = f" ({', '.join(['%s'] * len(values))})" if values else ""
+        text = f"EXECUTE {name}{marks}"
+        cursor._run(Statement(text, reads=self._statement.reads), cursor._cursor.execute, values or None)
+        return cursor
+
+
+def _numbered(connection: Connection, sql: str) -> Statement:
+    """Return the statement with the placeholders of PREPARE."""
+    try:
+        return prepare(sql, "postgresql $1", "positional")
+    except PlaceholderError:
+        pass
+    try:
+        return prepare(sql, "postgresql $1", "named")
+    except PlaceholderError as error:
+        problem = str(error)
+    raise connection._refusal(problem)
+
+
+def _send(connection: Connection, text: str) -> None:
+    with connection.cursor() as cursor:
+        cursor._run(Statement(text, reads=True), cursor._cursor.execute)
+
+
+class PreparedStatementCache:
+    """Prepare statements once for each physical connection, and forget the least recently used ones.
+
+    On psycopg2 by PREPARE and EXECUTE; psycopg and sqlite3 have caches of their own, which are used instead. What was
+    prepared lives with the physical connection, whoever borrows it: it is prepared anew after a reconnect, after a
+    reset that discards the state of the session, and after a change of the schema. Thread-safe.
+
+    Args:
+        max_size: how many statements a connection keeps.
+    """
+
+    def __init__(self, max_size: int = 100) -> None:
+        if max_size < 1:
+            raise ValueError(f"max_size={max_size}: at least one statement")
+        self.max_size = max_size
+
+    def __repr__(self) -> str:
+        return f"<PreparedStatementCache of up to {self.max_size} statements a connection>"
+
+    def get_or_prepare(self, connection: Connection, sql: str) -> PreparedStatement:
+        """Return the statement of this text, prepared by the first caller.
+
+        Raises:
+            ConfigError: the driver has no prepared statements, or the config says that there is a proxy
+                (``prepare_threshold=None``), behind which the next transaction may run on another server connection.
+            Exception: the driver's, where the server refuses the statement.
+        """
+        if not isinstance(connection, Connection):
+            raise TypeError(
+                f"get_or_prepare() takes a connection of get_connection(), not a {type(connection).__name__}: "
+                "asyncpg and psycopg prepare asynchronous statements by themselves"
+            )
+        driver = connection._driver
+        driver.check_preparing()
+        if driver.name == "psycopg":
+            return _ByPsycopg(connection, sql)
+        if driver.name != "psycopg2":
+            return PreparedStatement(connection, sql)
+        return self._by_hand(connection, sql)
+
+    def _by_hand(self, connection: Connection, sql: str) -> PreparedStatement:
+        known, statement = _of(connection), _ByHand(connection, sql)
+        if sql in known:
+            known.move_to_end(sql)
+            return statement
+        while len(known) >= self.max_size:
+            _, oldest = known.popitem(last=False)
+            _send(connection, f"DEALLOCATE {oldest}")
+        statement.prepare()
+        return statement
+
+
+def _of(connection: Connection) -> OrderedDict[str, str]:
+    """Return the names of what is prepared on the physical connection, by text, the least recently used first."""
+    state: dict[str, Any] = connection._live().info.setdefault(SESSION_STATE, {})
+    known: OrderedDict[str, str] = state.setdefault("prepared", OrderedDict())
+    return known

@@ -1,0 +1,141 @@
+"""Statements that are prepared once."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from sqlspec import ConfigError, PreparedStatementCache, SQLSpec
+from sqlspec.adapters import PostgreSQLConfig
+from tests.conftest import Database
+
+
+def prepared(spec: SQLSpec, name: str = "primary") -> list[str]:
+    """Return what the server has prepared for our one connection."""
+    with spec.get_connection(name) as connection:
+        cursor = connection.cursor().execute("SELECT statement FROM pg_prepared_statements ORDER BY name")
+        return [row[0] for row in cursor.fetchall()]
+
+
+@pytest.fixture
+def cache() -> PreparedStatementCache:
+    return PreparedStatementCache(max_size=2)
+
+
+def is_psycopg2(spec: SQLSpec) -> bool:
+    return spec.get_engine("primary").dialect.driver == "psycopg2"
+
+
+def test_a_statement_is_prepared_once_for_a_physical_connection(spec: SQLSpec, cache: PreparedStatementCache) -> None:
+    if spec.get_engine("primary").dialect.name == "mysql":
+        with spec.get_connection("primary") as connection, pytest.raises(ConfigError, match="no prepared statements"):
+            cache.get_or_prepare(connection, "SELECT 1")
+        return
+    for number in range(3):
+        with spec.get_connection("primary") as connection:
+            statement = cache.get_or_prepare(connection, "SELECT CAST(? AS INTEGER) + 1, '?'")
+            assert statement.execute((number,)).fetchone() == (number + 1, "?")
+            named = cache.get_or_prepare(connection, "SELECT CAST(:a AS INTEGER) - CAST(:b AS INTEGER)")
+            assert named.execute({"a": 5, "b": number}).fetchall() == [(5 - number,)]
+    if is_psycopg2(spec):
+        assert [text.split(" AS ", 1)[1] for text in prepared(spec)] == [
+            "SELECT CAST($1 AS INTEGER) + 1, '?'",
+            "SELECT CAST($1 AS INTEGER) - CAST($2 AS INTEGER)",
+        ]
+
+
+def test_the_least_recently_used_is_deallocated(spec: SQLSpec, cache: PreparedStatementCache) -> None:
+    if not is_psycopg2(spec):
+        return
+    with spec.get_connection("primary") as connection:
+        for number in (1, 2, 1, 3):
+            assert cache.get_or_prepare(connection, f"SELECT {number}").execute().fetchone() == (number,)
+    assert [text[-1] for text in prepared(spec)] == ["1", "3"]
+    # what is prepared again under the same text works on
+    with spec.get_connection("primary") as connection:
+        assert cache.get_or_prepare(connection, "SELECT 2").execute().fetchone() == (2,)
+
+
+def test_it_is_prepared_anew_after_a_reset_and_a_reconnect(
+    spec: SQLSpec, database: Database, cache: PreparedStatementCache
+) -> None:
+    if not is_psycopg2(spec):
+        return
+    spec.register_config(database.config(pool_reset_on_return="discard", pool_size=1), "discarding")
+    for _ in range(2):
+        with spec.get_connection("discarding") as connection:
+            assert cache.get_or_prepare(connection, "SELECT 1").execute().fetchone() == (1,)
+            connection.commit()
+    for _ in range(2):
+        with spec.get_connection("primary") as connection:
+            assert cache.get_or_prepare(connection, "SELECT 1").execute().fetchone() == (1,)
+            connection.invalidate()
+
+
+def test_it_is_prepared_anew_after_a_change_of_the_schema(spec: SQLSpec, cache: PreparedStatementCache) -> None:
+    if not is_psycopg2(spec):
+        return
+    with spec.get_session("primary") as session:
+        session.execute("INSERT INTO users (name) VALUES ('Bob')")
+
+    def ask() -> Any:
+        with spec.get_connection("primary") as connection:
+            return cache.get_or_prepare(connection, "SELECT * FROM users").execute().fetchone()
+
+    def change() -> None:
+        with spec.get_session("primary") as session:
+            session.execute("ALTER TABLE users ADD COLUMN more INTEGER DEFAULT 5")
+
+    assert ask() == (1, "Bob")
+    change()
+    assert ask() == (1, "Bob", 5)
+    with spec.get_session("primary") as session:
+        session.execute("DEALLOCATE ALL")
+    assert ask() == (1, "Bob", 5)
+    # in the middle of a transaction it cannot be helped, but the next one works
+    with spec.get_session("primary") as session:
+        session.execute("ALTER TABLE users DROP COLUMN more")
+    driver = spec.get_engine("primary").dialect.loaded_dbapi
+    with spec.get_connection("primary") as connection:
+        connection.cursor().execute("SELECT 1")
+        statement = cache.get_or_prepare(connection, "SELECT * FROM users")
+        with pytest.raises(driver.NotSupportedError, match="cached plan"):
+            statement.execute()
+        connection.rollback()
+        assert statement.execute().fetchone() == (1, "Bob")
+
+
+def test_errors_are_the_drivers(spec: SQLSpec, cache: PreparedStatementCache) -> None:
+    if not is_psycopg2(spec):
+        return
+    driver = spec.get_engine("primary").dialect.loaded_dbapi
+    with spec.get_connection("primary") as connection:
+        with pytest.raises(driver.ProgrammingError, match="1 placeholders and 2 values"):
+            cache.get_or_prepare(connection, "SELECT CAST(? AS INTEGER)").execute((1, 2))
+        with pytest.raises(driver.ProgrammingError, match="nowhere"):
+            cache.get_or_prepare(connection, "SELECT * FROM nowhere")
+        connection.rollback()
+        with pytest.raises(driver.ProgrammingError):
+            cache.get_or_prepare(connection, "SELECT ?, :name")
+
+
+def test_where_nothing_can_be_prepared_it_is_refused(
+    spec: SQLSpec, database: Database, cache: PreparedStatementCache
+) -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        PreparedStatementCache(0)
+    if isinstance(spec.get_config("primary"), PostgreSQLConfig):
+        spec.register_config(database.config(prepare_threshold=None), "proxied")
+        with spec.get_connection("proxied") as connection, pytest.raises(ConfigError, match="a proxy is in between"):
+            cache.get_or_prepare(connection, "SELECT 1")
+
+    async def main() -> None:
+        async with SQLSpec() as registry:
+            registry.register_config(database.config())
+            async with registry.get_async_connection() as connection:
+                with pytest.raises(TypeError, match="prepare asynchronous statements by themselves"):
+                    cache.get_or_prepare(connection, "SELECT 1")  # type: ignore[arg-type]  # the mistake
+
+    asyncio.run(main())
