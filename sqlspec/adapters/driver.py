@@ -141,10 +141,9 @@ class Driver(ABC):
 
     def load(self, connection: Any, target: Target, rows: Position) -> None:
         """Load rows within the transaction, in the fastest way; note the row that the database refuses."""
-        insert = None
-        source = convert_rows(rows, self.converters)
+        insert, source = None, iter(rows)
         with contextlib.closing(connection.cursor()) as cursor:
-            while batch := list(itertools.islice(source, _ROWS_A_BATCH)):
+            while batch := convert_rows(list(itertools.islice(source, _ROWS_A_BATCH)), self.converters):
                 insert = insert or target.insert(self.mark, len(batch[0]))
                 cursor.execute("SAVEPOINT sqlspec_load")
                 try:

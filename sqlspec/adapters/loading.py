@@ -75,13 +75,11 @@ class Position:
             raise
 
 
-def convert_rows(rows: Iterable[Sequence[Any]], converters: Converters) -> Iterator[Sequence[Any]]:
+def convert_rows(rows: list[Sequence[Any]], converters: Converters) -> list[Sequence[Any]]:
     """Convert the values of these types."""
-    for row in rows:
-        if any(type(value) in converters for value in row):
-            yield [converters[type(value)](value) if type(value) in converters else value for value in row]
-        else:
-            yield row
+    if converters.keys().isdisjoint(map(type, itertools.chain.from_iterable(rows))):
+        return rows
+    return [[converters[type(value)](value) if type(value) in converters else value for value in row] for row in rows]
 
 
 # -- COPY's text format: https://www.postgresql.org/docs/current/sql-copy.html, "Text Format"

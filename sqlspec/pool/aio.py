@@ -14,7 +14,7 @@ from typing import Any, cast
 from sqlalchemy.pool import AsyncAdaptedQueuePool, PoolProxiedConnection
 from sqlalchemy.util import await_only, greenlet_spawn
 
-from sqlspec.pool.places import Owner
+from sqlspec.pool.places import Owner, owner_of_task, owner_of_thread
 from sqlspec.pool.queue import FairQueuePool
 from sqlspec.pool.slots import Slot
 from sqlspec.pool.waiters import Waiter
@@ -24,6 +24,10 @@ with contextlib.suppress(ImportError):
     from greenlet import getcurrent
 
 __all__ = ["AsyncFairQueuePool"]
+
+
+# Seconds; asyncio refuses an infinite delay.
+_LONGEST = 3600.0
 
 
 class AsyncWaiter(Waiter):
@@ -102,7 +106,9 @@ class AsyncFairQueuePool(FairQueuePool, AsyncAdaptedQueuePool):
             slots.is_looked_after = False
             self._look_after_overflow()
         proxy: Any = super().connect(timeout)
-        proxy._connection_record.proxy = weakref.ref(proxy)
+        # a listener may have detached it
+        if proxy._connection_record is not None:
+            proxy._connection_record.proxy = weakref.ref(proxy)
         return proxy  # type: ignore[no-any-return]  # its record is private
 
     def _was_dropped(self, slot: Slot) -> bool:
@@ -117,9 +123,8 @@ class AsyncFairQueuePool(FairQueuePool, AsyncAdaptedQueuePool):
         except RuntimeError:
             task = None
         if task is None:
-            return super()._owner()
-        owners = self._pool.owners
-        return owners.get(task) or owners.setdefault(task, Owner(weakref.ref(task)))
+            return owner_of_thread()
+        return owner_of_task(task)
 
     # -- on the loop
 
@@ -127,7 +132,10 @@ class AsyncFairQueuePool(FairQueuePool, AsyncAdaptedQueuePool):
         slots, loop = self._pool, _running_loop()
         if loop is not None:
             slots.is_looked_after, slots.loop = True, weakref.ref(loop)
-            loop.call_later(self._pause(), self._spawn, loop, self._keep_house_again)
+            if slots.timer is not None:
+                # the one before may still be at it
+                slots.timer.cancel()
+            slots.timer = loop.call_later(min(self._pause(), _LONGEST), self._spawn, loop, self._keep_house_again)
         # otherwise the next checkout in a loop sees to it
 
     def _close_slot(self, slot: Slot, reason: str) -> None:
@@ -140,7 +148,8 @@ class AsyncFairQueuePool(FairQueuePool, AsyncAdaptedQueuePool):
             self._spawn(loop, self._close_all, [(slot, reason)])
 
     def _keep_house_again(self) -> None:
-        if self.keep_house() is not None:
+        timer = self._pool.timer
+        if self.keep_house() is not None and self._pool.timer is timer:
             self._look_after()
 
     def _open_aside_for(self, slot: Slot) -> None:

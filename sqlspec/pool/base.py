@@ -13,6 +13,8 @@ from sqlspec.pool.slots import Slots
 __all__ = ["NestedCheckout", "SlotPool"]
 
 NestedCheckout = Literal["allow", "warn", "refuse"]
+# Seconds in which new limits are seen to be in force.
+_PATIENCE = 1.0
 
 
 class SlotPool(QueuePool):
@@ -140,8 +142,9 @@ class SlotPool(QueuePool):
             raise ValueError(f"pool_size={pool_size}, max_overflow={max_overflow}: at least 1 and 0; -1 is no limit")
         slots.wished = pool_size, max_overflow
         self._settle()
-        while slots.wished is not None:
-            # somebody else is settling
+        until = time.monotonic() + _PATIENCE
+        while slots.wished is not None and time.monotonic() < until:
+            # Somebody else is settling, and looks again afterwards. In a signal handler it may be this thread.
             time.sleep(0.0005)
             self._settle()
         self._look_after_overflow()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import math
 import time
 
 __all__ = ["collect_garbage"]
@@ -11,6 +10,8 @@ __all__ = ["collect_garbage"]
 _collection = {"next": 0.0, "took": 0.0}
 # Seconds between collections, at least.
 _RARELY = 0.5
+# Seconds that one may take at most before another thread tries.
+_LONGEST = 60.0
 
 
 def collect_garbage(now: float, deadline: float) -> None:
@@ -23,7 +24,7 @@ def collect_garbage(now: float, deadline: float) -> None:
     if now < _collection["next"] or now + _collection["took"] >= deadline:
         return
     used = time.thread_time()
-    _collection["next"] = math.inf
+    _collection["next"] = now + _LONGEST
     try:
         gc.collect()
     finally:

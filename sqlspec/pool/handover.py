@@ -48,7 +48,8 @@ class HandOverPool(SlotPool):
         if slots.is_closed:
             raise PoolClosed(_CLOSED)
         limit = self._max_waiters
-        if limit is not None and len(slots.waiters) - max(0, slots.capacity - len(slots.known)) >= limit:
+        room = slots.capacity - len(slots.known) + len(slots.opening)
+        if limit is not None and len(slots.waiters) - max(0, room) >= limit:
             slots.tally.note("refused")
             raise PoolTimeout(f"{len(slots.waiters)} callers wait for a connection already, and max_waiters={limit}")
         begin, deadline = time.monotonic(), checkout_deadline.get()
@@ -112,6 +113,9 @@ class HandOverPool(SlotPool):
         """Wait on where there is room for a connection: as in QueuePool, `timeout` is not for connecting."""
         slots = self._pool
         while not waiter.decision:
+            waiter.is_starved = True
+            self._find_lost()
+            self._settle()
             with contextlib.suppress(ValueError):
                 if slots.waiters.index(waiter) >= slots.capacity - len(slots.known) + len(slots.opening):
                     return
@@ -128,22 +132,25 @@ class HandOverPool(SlotPool):
     # -- checkin: what is called from here never waits
 
     def _do_return_conn(self, slot: Slot) -> None:  # type: ignore[override]  # every record of this pool is one
-        slots = self._pool
         mark = slot.mark
-        if mark is not None:
-            slot.idle_since = now = time.monotonic()
-            slot.mark = None
-            tally = slots.tally
-            tally.holds.append(now - mark[0])
-            if len(tally.holds) > MANY:
-                tally.sum_up()
-            if slot.holding is not None:
-                slot.holding.slots.pop(slot.ref, None)
-                slot.holding = None
-        if slot.is_open and slot.dbapi_connection is None:
-            slot.count_closed("detached")
-            if mark is not None and self._was_dropped(slot):
-                self._report_drop(mark)
+        try:
+            if mark is not None:
+                slot.idle_since = now = time.monotonic()
+                slot.mark = None
+                tally = self._pool.tally
+                tally.holds.append(now - mark[0])
+                if len(tally.holds) > MANY:
+                    tally.sum_up()
+            if slot.is_open and slot.dbapi_connection is None:
+                slot.count_closed("detached")
+                if mark is not None and self._was_dropped(slot):
+                    self._report_drop(mark)
+        finally:
+            self._pass_on(slot)
+
+    def _pass_on(self, slot: Slot) -> None:
+        """Give a slot to who waits, to the idle ones, or up."""
+        slots = self._pool
         is_wanted = not (slot.is_retired or slots.is_closed)
         if is_wanted and slots.waiters and self._hand_over(slot):
             return
@@ -196,9 +203,9 @@ class HandOverPool(SlotPool):
     def _lost(self, ref: Any) -> None:
         """Count a slot out that nobody has any more: an interrupt came between its borrower and the pool."""
         slots = self._pool
-        if ref in slots.known and not sys.is_finalizing():
-            if slots.known[ref]:
-                slots.tally.note("closed lost")
+        if sys.is_finalizing():
+            return
+        if ref in slots.known:
             slots.forget(ref)
             self._settle()
 
@@ -294,7 +301,7 @@ class HandOverPool(SlotPool):
         try:
             if slots.waiters and not slots.is_closed:
                 slot.get_connection()
-        except Exception as error:  # noqa: BLE001  # it is raised by the waiter
+        except BaseException as error:  # noqa: BLE001  # it is raised by the waiter
             slots.tell_first_waiter(error)
         self._look_after_overflow()
         self._give_back(slot)
@@ -315,13 +322,14 @@ class HandOverPool(SlotPool):
     def dispose(self) -> None:
         """Close the idle connections; with ``retire_on_dispose``, those checked out close when they come back."""
         slots = self._pool
-        slots.is_disposed = True
         for slot in slots.all() if self._retire_on_dispose else ():
             slot.is_retired = True
         while slots.queue:
             with contextlib.suppress(IndexError):
                 self._close_slot(slots.take(), "disposed")
         self._settle()
+        # until it is used again
+        slots.is_disposed = True
         self.logger.info("Pool disposed. %s", self.status())
 
     def close(self, timeout: float | None = None) -> int:

@@ -13,6 +13,8 @@ __all__ = ["look_after"]
 
 _logger = logging.getLogger("sqlspec.pool")
 
+# Seconds; threads cannot wait for ever by a number.
+_LONGEST = 3600.0
 # Seconds that the thread stays when it has nothing to do.
 _GRACE = 1.0
 
@@ -81,7 +83,7 @@ class _Housekeeper:
                 if first is not None and until <= now:
                     del self._due[first]
                     return first
-                self._changed.wait(until - now)
+                self._changed.wait(min(until - now, _LONGEST))
 
 
 _housekeeper = _Housekeeper()

@@ -17,7 +17,17 @@ from typing import Any, NamedTuple
 
 import sqlalchemy
 
-__all__ = ["Holding", "Mark", "Owner", "Place", "find_place", "holding", "shape"]
+__all__ = [
+    "Mark",
+    "Owner",
+    "Place",
+    "find_place",
+    "held_here",
+    "owner_of_task",
+    "owner_of_thread",
+    "shape",
+    "still_held",
+]
 
 # How far up the stack to look for the application's own code.
 _DEPTH = 40
@@ -30,8 +40,8 @@ _STANDARD_LIBRARY = sysconfig.get_path("stdlib") + os.sep
 # file name to kind; notebooks make ever new names
 _kinds: dict[str, int] = {}
 _FILES = 10_000
-# Ways from the application to find_place(): how far up the stack it is, and its known places there.
-_ways: tuple[tuple[int, dict[tuple[int, int], CodeType]], ...] = ()
+# Ways from the application to find_place(): how far up the stack is what it calls, and its known places there.
+_ways: tuple[tuple[int, dict[int, tuple[CodeType, CodeType]]], ...] = ()
 _WAYS, _PLACES = 8, 10_000
 
 
@@ -62,21 +72,22 @@ class Owner:
         return f"{name} (ended)" if self.has_ended else name
 
 
-class Holding:
-    """Remember what one owner has checked out in one context, for pools that mind nested checkouts."""
-
-    __slots__ = ("owner", "slots")
-
-    def __init__(self, owner: Owner) -> None:
-        self.owner = owner
-        # by weak reference
-        self.slots: dict[Any, None] = {}
+_local = threading.local()
+_owners: weakref.WeakKeyDictionary[asyncio.Task[Any], Owner] = weakref.WeakKeyDictionary()
 
 
-# A thread that serves one request after the other, each in a context of its own, does not nest where the request
-# before goes on elsewhere with its connection; a task does not nest what its parent holds, from whose context its own
-# was copied. So both, the owner and the context, must be the same.
-holding: ContextVar[Holding | None] = ContextVar("holding", default=None)
+def owner_of_thread() -> Owner:
+    """Return the owner that this thread is, the same for all pools."""
+    try:
+        return _local.owner  # type: ignore[no-any-return]  # a thread's local variables have no types
+    except AttributeError:
+        owner = _local.owner = Owner(threading.current_thread())
+        return owner
+
+
+def owner_of_task(task: asyncio.Task[Any]) -> Owner:
+    """Return the owner that a task is, the same for all pools."""
+    return _owners.get(task) or _owners.setdefault(task, Owner(weakref.ref(task)))
 
 
 class Place(NamedTuple):
@@ -91,9 +102,28 @@ class Place(NamedTuple):
         return f"{self.code.co_filename}:{line} in {self.code.co_name}"
 
 
-# A checkout: since when by the monotonic clock, by whom, code and instruction of where. A plain tuple, since every
-# checkout makes one.
-Mark = tuple[float, Owner, CodeType, int]
+# A checkout: since when by the monotonic clock, by whom, code and instruction of where, its slot by weak reference, and
+# for pools that mind nesting the checkout before it in the same context, if that is not over. A plain tuple, since
+# every checkout makes one.
+Mark = tuple[float, Owner, CodeType, int, "weakref.ref[Any]", "Mark | None"]
+
+
+# What was checked out last in this context, for pools that mind nested checkouts. A thread that serves one request
+# after the other, each in a context of its own, does not nest where the request before goes on elsewhere with its
+# connection; a task does not nest what its parent holds, from whose context its own was copied. So both, the owner and
+# the context, must be the same; and since a copied context has what it was copied from, this is replaced and never
+# changed.
+held_here: ContextVar[Mark | None] = ContextVar("held_here", default=None)
+
+
+def still_held(mark: Mark | None) -> Mark | None:
+    """Return the first of a mark and those beneath it that stands for a connection which is checked out yet."""
+    while mark is not None:
+        slot: Any = mark[4]()
+        if slot is not None and slot.mark is mark:
+            return mark  # type: ignore[no-any-return]  # a type that names itself is Any to mypy
+        mark = mark[5]
+    return None
 
 
 def find_place(further: Callable[[], FrameType | None] | None = None) -> tuple[CodeType, int]:
@@ -109,11 +139,17 @@ def find_place(further: Callable[[], FrameType | None] | None = None) -> tuple[C
     for way in ways:
         depth, places = way
         try:
-            frame = sys._getframe(depth)
+            beneath = sys._getframe(depth)
         except ValueError:
             continue
+        frame = beneath.f_back
+        if frame is None:
+            continue
         code, instruction = frame.f_code, frame.f_lasti
-        if (id(code), instruction) in places:
+        # an instruction is in its code, and so is the number; what it calls belongs to the place, since a wrapper calls
+        # now the pool, now a function that does
+        found = places.get(id(code) + instruction)
+        if found is not None and found[1] is beneath.f_code:
             if way is not ways[0]:
                 _ways = (way, *(other for other in ways if other is not way))
             return code, instruction
@@ -139,7 +175,7 @@ def _search(frame: FrameType | None, further: Callable[[], FrameType | None] | N
             kind = _OURS if _is_generated(frame) else _APPLICATION
         if kind == _APPLICATION:
             if nearest is None and last is not None and depth > 0:
-                _learn(depth + 1, code, frame.f_lasti)
+                _learn(depth, code, frame.f_lasti, last[0])
             return code, frame.f_lasti
         last = code, frame.f_lasti
         if kind == _LIBRARY and nearest is None:
@@ -148,16 +184,16 @@ def _search(frame: FrameType | None, further: Callable[[], FrameType | None] | N
     return nearest or last or (find_place.__code__, 0)
 
 
-def _learn(depth: int, code: CodeType, instruction: int) -> None:
+def _learn(depth: int, code: CodeType, instruction: int, beneath: CodeType) -> None:
     """Remember a place of the application between which and the pool there is only SQLAlchemy and sqlspec."""
     global _ways  # replaced, not changed, for those who go through it
     places = dict(_ways).get(depth)
     if places is None:
         places = {}
         _ways = ((depth, places), *_ways)[:_WAYS]
-    if len(places) < _PLACES:
+    if len(places) < _PLACES or id(code) + instruction in places:
         # by identity, since the hash of code takes long; the code is kept so that its identity stays its own
-        places[id(code), instruction] = code
+        places[id(code) + instruction] = code, beneath
 
 
 def _is_generated(frame: FrameType) -> bool:

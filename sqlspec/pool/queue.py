@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable
 from types import FrameType
@@ -15,7 +14,7 @@ from sqlalchemy.pool.base import _ConnectionFairy
 from sqlspec.exceptions import PoolTimeout, SQLSpecError
 from sqlspec.pool.handover import HandOverPool, checkout_deadline
 from sqlspec.pool.housekeeping import look_after
-from sqlspec.pool.places import Holding, Mark, Owner, Place, find_place, holding
+from sqlspec.pool.places import Mark, Owner, Place, find_place, held_here, owner_of_thread, still_held
 from sqlspec.pool.reports import explain_timeout, holders, place_of, report_drop, report_leaks
 from sqlspec.pool.slots import Slot
 from sqlspec.pool.stats import Holder, PoolStats
@@ -73,7 +72,10 @@ class FairQueuePool(HandOverPool):
     # -- checkout
 
     def connect(self, timeout: float | None = None) -> PoolProxiedConnection:
-        """Check a connection out, within ``timeout`` seconds in all where given.
+        """Check a connection out, within ``timeout`` seconds where given.
+
+        The time counts waiting; what connecting takes beyond it, only the driver can limit, which an engine of
+        sqlspec's tells it.
 
         Raises:
             PoolTimeout: none came free in time, or too many wait; the message says who holds them.
@@ -90,14 +92,16 @@ class FairQueuePool(HandOverPool):
 
     def _do_get(self) -> ConnectionPoolEntry:
         slots, owner = self._pool, self._owner()
-        mine = slot = None
+        slot = beneath = None
         if self._minds_nesting:
-            mine = holding.get()
-            if mine is None or mine.owner is not owner:
-                mine = Holding(owner)
-                holding.set(mine)
-            elif mine.slots:
-                self._mind_nesting(mine)
+            beneath = held_here.get()
+            if beneath is not None:
+                known = beneath[4]()
+                if known is None or known.mark is not beneath:
+                    # as usual: it is over
+                    beneath = still_held(beneath[5]) if beneath[5] is not None else None
+                if beneath is not None:
+                    self._mind_nesting(owner, beneath)
         if not slots.waiters:
             try:  # noqa: SIM105  # suppress() would cost more than all the rest
                 slot = slots.take()
@@ -105,14 +109,18 @@ class FairQueuePool(HandOverPool):
                 pass
         if slot is None:
             slot = self._wait_for_slot(owner)
-        slot.statement = None
-        code, instruction = find_place(self._further)
-        slot.mark = (time.monotonic(), owner, code, instruction)
-        if mine is not None:
-            slot.holding = mine
-            mine.slots[slot.ref] = None
-        if self._leak_seconds is not None and not slots.is_looked_after:
-            self._look_after()
+        try:
+            slot.statement = None
+            code, instruction = find_place(self._further)
+            slot.mark = mark = (time.monotonic(), owner, code, instruction, slot.ref, beneath)
+            if self._minds_nesting:
+                held_here.set(mark)
+            if self._leak_seconds is not None and not slots.is_looked_after:
+                self._look_after()
+        except BaseException:
+            # an interrupt: its traceback may be kept, and this frame with it
+            self._give_back(slot)
+            raise
         return slot
 
     def _report_drop(self, mark: Mark) -> None:
@@ -163,13 +171,7 @@ class FairQueuePool(HandOverPool):
     # where the stack goes on that ends
     _further: Callable[[], FrameType | None] | None = None
 
-    def _owner(self) -> Owner:
-        local = self._pool.local
-        try:
-            return local.owner  # type: ignore[no-any-return]  # a thread's local variables have no types
-        except AttributeError:
-            owner = local.owner = Owner(threading.current_thread())
-            return owner
+    _owner: Callable[..., Owner] = staticmethod(owner_of_thread)
 
     def _was_dropped(self, slot: Slot) -> bool:
         """Tell whether a slot whose connection was detached was in truth dropped by its borrower."""
@@ -180,11 +182,12 @@ class FairQueuePool(HandOverPool):
 
     # -- what callers are told
 
-    def _mind_nesting(self, mine: Holding) -> None:
-        found = [slot for ref in list(mine.slots) if (slot := ref()) is not None and slot.home is self]
-        held = [slot.mark for slot in found if slot.mark is not None and slot.holding is mine]
-        if held:
-            self._tell_of_nesting(mine.owner, place_of(held[0]))
+    def _mind_nesting(self, owner: Owner, held: Mark | None) -> None:
+        while held is not None:
+            if held[1] is owner and getattr(held[4](), "home", None) is self:
+                self._tell_of_nesting(owner, place_of(held))
+                return
+            held = still_held(held[5])
 
     def _tell_of_nesting(self, owner: Owner, first: Place) -> None:
         if self._nested_checkout == "refuse":
@@ -201,6 +204,19 @@ class FairQueuePool(HandOverPool):
                 here,
             )
 
+    def _explain(self, own: list[Mark], failure: tuple[float, BaseException] | None) -> str:
+        slots, begin = self._pool, time.monotonic()
+        explained = slots.explained
+        # Many may time out at the same moment, and all would look at all: what one has found serves for ten times as
+        # long as finding it took.
+        if explained is not None and begin < explained[0] and not own:
+            return explained[1]
+        text = explain_timeout(slots, self.get_holders(), own, failure)
+        if not own:
+            end = time.monotonic()
+            slots.explained = end + 10 * (end - begin), text
+        return text
+
     def _timed_out(self, owner: Owner, timeout: float) -> PoolTimeout:
         slots = self._pool
         limit = (
@@ -212,7 +228,7 @@ class FairQueuePool(HandOverPool):
         # one of long ago says nothing about now
         if failure is not None and time.monotonic() - failure[0] > timeout + 1.0:
             failure = None
-        error = PoolTimeout(explain_timeout(limit, slots, self.get_holders(), own, failure))
+        error = PoolTimeout(f"{limit}: {self._explain(own, failure)}")
         if failure is not None:
             error.__cause__ = failure[1]
         return error

@@ -67,21 +67,19 @@ def report_leaks(slots: Slots, leak_seconds: float) -> None:
 
 
 def explain_timeout(
-    limit: str,
     slots: Slots,
     holding: Sequence[Holder],
     own: Iterable[Mark],
     failure: tuple[float, BaseException] | None,
 ) -> str:
-    """Return the text of a `PoolTimeout`: who holds the connections, and what to do.
+    """Return why a checkout timed out: who holds the connections, and what to do.
 
-    ``limit`` is the sentence that SQLAlchemy has for it, ``own`` what the caller itself has checked out, ``failure``
-    when and why connecting failed a moment ago.
+    ``own`` is what the caller itself has checked out, ``failure`` when and why connecting failed a moment ago.
     """
     stats = slots.stats()
     figures = {"idle": stats.checked_in, "connecting": stats.connecting, "others waiting": stats.waiters}
     told = [f"{stats.checked_out} checked out", *(f"{n} {what}" for what, n in figures.items() if n)]
-    lines = [f"{limit}: {', '.join(told)}"]
+    lines = [", ".join(told)]
     places = sorted(holding, key=lambda holder: holder.place)
     groups = [list(group) for _, group in groupby(places, key=lambda holder: holder.place)]
     groups.sort(key=len, reverse=True)
@@ -110,7 +108,7 @@ def _describe(group: Sequence[Holder]) -> str:
 def _hint(slots: Slots, stats: PoolStats, holding: Sequence[Holder], own: Sequence[Place], has_failed: bool) -> str:
     if own:
         return f"this caller holds a connection itself, checked out at {own[0]}: use that one, or close it first"
-    owners = [slot.mark[1] for slot in slots.all() if slot.mark is not None]
+    owners = {slot.mark[1] for slot in slots.all() if slot.mark is not None}
     nested = sum(waiter.owner in owners for waiter in list(slots.waiters))
     if nested:
         return f"{nested} of the holders wait for a second connection: each should do with the one it has"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextvars
 import copy
 import math
-import threading
 import time
 import weakref
 from collections import deque
@@ -13,7 +12,7 @@ from typing import Any, Protocol, cast
 
 from sqlalchemy.pool.base import _ConnectionRecord
 
-from sqlspec.pool.places import Holding, Mark, Owner
+from sqlspec.pool.places import Mark
 from sqlspec.pool.stats import MANY, PoolStats, Tally
 from sqlspec.pool.waiters import Waiter
 
@@ -32,6 +31,8 @@ class Home(Protocol):
     dispatch: Any
     logger: Any
 
+    def _close_connection(self, connection: Any, *, terminate: bool = False) -> None: ...
+
     def _do_return_conn(self, record: Any) -> None: ...
 
     def _lost(self, ref: weakref.ref[Slot]) -> None: ...
@@ -47,8 +48,8 @@ class Slot(_ConnectionRecord):
     """
 
     __slots__ = (
+        "expires_at",
         "generation",
-        "holding",
         "home",
         "idle_since",
         "is_connecting",
@@ -71,6 +72,7 @@ class Slot(_ConnectionRecord):
         self.generation = home._pool.generation
         # by the monotonic clock; None before the first connection
         self.opened_at: float | None = None
+        self.expires_at = math.inf
         self.idle_since = 0.0
         self.is_connecting = False
         # whether a connection is counted as opened and not yet as closed
@@ -80,27 +82,22 @@ class Slot(_ConnectionRecord):
         # who has it checked out, and the one of them who was reported
         self.mark: Mark | None = None
         self.reported: Mark | None = None
-        self.holding: Holding | None = None
         self.statement: str | None = None
         self.proxy: weakref.ref[Any] | None = None
 
     def get_connection(self) -> Any:
         """Return the connection; a new one where there is none, or where it must not be used any more."""
-        home = self.home
+        home, mark = self.home, self.mark
         if (
             self.dbapi_connection is None
             or self.generation != home._pool.generation
             or self._soft_invalidate_time
-            or (home._recycle >= 0 and self._is_old(home))
+            # as of the checkout, which has just looked at the clock
+            or (mark is not None and mark[0] > self.expires_at)
+            or (not home._monotonic and 0 <= home._recycle < time.time() - self.starttime)
         ):
             return self._connect_anew()
         return self.dbapi_connection
-
-    def _is_old(self, home: Home) -> bool:
-        if home._monotonic and self.mark is not None and self.opened_at is not None:
-            # as of the checkout, which has just looked at the clock
-            return self.mark[0] - self.opened_at > home._recycle
-        return time.time() - self.starttime > home._recycle
 
     def _connect_anew(self) -> Any:
         home, begin = self.home, time.monotonic()
@@ -109,6 +106,7 @@ class Slot(_ConnectionRecord):
             # SQLAlchemy compares times of the wall clock, which may be set: this one is later than all
             self._soft_invalidate_time = math.inf
         self.generation, self.opened_at = home._pool.generation, begin
+        self.expires_at = begin + home._recycle if home._monotonic and home._recycle >= 0 else math.inf
         self.is_connecting = True
         try:
             connection = super().get_connection()
@@ -162,6 +160,10 @@ class Slot(_ConnectionRecord):
         try:
             self.close()
         finally:
+            if self.dbapi_connection is not None:
+                # a listener has failed before it was closed
+                connection, self.dbapi_connection = self.dbapi_connection, None
+                self.home._close_connection(connection)
             self.count_closed(reason)
 
     def checkin(self, _fairy_was_created: bool = True) -> None:
@@ -220,12 +222,12 @@ class Slots:
         self.is_looked_after = False
         # when and why connecting failed last, None after a success
         self.last_failure: tuple[float, BaseException] | None = None
-        # who checks out: the owner that is a thread, in its local variables, and those that are tasks
-        self.local = threading.local()
-        self.owners: weakref.WeakKeyDictionary[Any, Owner] = weakref.WeakKeyDictionary()
-        # the pool's own work on an event loop, and the loop that looks after it
+        # until when an explanation of a timeout may be told again, and what it says
+        self.explained: tuple[float, str] | None = None
+        # the pool's own work on an event loop, the loop that looks after it, and its next look
         self.tasks: set[Any] = set()
         self.loop: weakref.ref[Any] | None = None
+        self.timer: Any = None
         self._news: dict[object, None] = {}
         self._limit(size, max_overflow)
 
@@ -268,13 +270,21 @@ class Slots:
     def add(self, slot: Slot) -> Slot:
         """Count a new slot in."""
         self.known[slot.ref] = False
+        # the pool is in use again
+        self.is_disposed = False
         return slot
 
     def forget(self, ref: Any) -> None:
         """Count a slot out."""
-        self.known.pop(ref, None)
+        # known last: what an interrupt leaves undone here, whoever finds the slot lost does
         self.opening.pop(ref, None)
         self.closing.pop(ref, None)
+        if self.known.get(ref):
+            # an interrupt came before its closing was counted; none comes in between here
+            events = self.tally.events
+            self.known[ref] = False
+            events.append("closed lost")
+        self.known.pop(ref, None)
 
     def count(self) -> int:
         """Return how many slots there are that are not being closed."""
@@ -315,7 +325,7 @@ class Slots:
     def tell_first_waiter(self, error: BaseException) -> None:
         """Have the first who is not decided yet raise this error."""
         for waiter in list(self.waiters):
-            if waiter.offer(error) is error:
+            if not waiter.is_gone and waiter.offer(error) is error:
                 waiter.wake()
                 return
 
@@ -339,31 +349,31 @@ class Slots:
         if what in self._news:
             return False
         while len(self._news) >= _REMEMBERED:
-            self._news.pop(next(iter(self._news)), None)
+            self._news.pop(next(iter(list(self._news)), None), None)
         self._news[what] = None
         return True
 
     def stats(self) -> PoolStats:
         """Return the figures of this moment, which agree with each other."""
-        idle = used = connecting = 0
-        for slot in self.all():
-            # one look at each: what is in use is not idle, so that the sum is right whatever happens meanwhile
-            is_used, is_open = slot.mark is not None, slot.dbapi_connection is not None
-            idle += is_open and not is_used
-            used += is_open and is_used
-            connecting += slot.is_connecting
+        slots = self.all()
+        used = sum(slot.is_open and slot.mark is not None for slot in slots)
+        connecting = sum(slot.is_connecting for slot in slots)
         timings, counts = self.tally.read()
+        # by the counts, and not by the slots, which others change meanwhile: so all figures agree
+        closed = {name.removeprefix("closed "): n for name, n in counts.items() if name.startswith("closed ")}
+        total = max(0, timings["connect"].count - sum(closed.values()))
+        used = min(used, total)
         return PoolStats(
             size=self.maxsize,
-            checked_in=idle,
+            checked_in=total - used,
             checked_out=used,
-            overflow=idle + used - self.maxsize,
-            total=idle + used,
+            overflow=total - self.maxsize,
+            total=total,
             waiters=len(self.waiters),
             capacity=None if self.capacity == math.inf else int(self.capacity),
             connecting=connecting,
             created=timings["connect"].count,
-            closed={name.removeprefix("closed "): n for name, n in counts.items() if name.startswith("closed ")},
+            closed=closed,
             failed_connects=counts.get("failed_connects", 0),
             timeouts=counts.get("timeouts", 0),
             refused=counts.get("refused", 0),

@@ -90,7 +90,7 @@ class PoolStats:
             ``invalidated``, ``interrupted`` (an exception that is no `Exception` hit its borrower), ``recycled``
             (too old), ``overflow`` (came back to a full pool), ``lingered`` (overflow that was not needed for a
             while), ``resized``, ``disposed``, ``closed`` (with the pool), ``detached``, ``lost`` (an interrupt
-            came between its borrower and the pool).
+            came between its borrower and the pool; it closes with its object).
         failed_connects: attempts to connect that failed.
         timeouts: checkouts that ended in `PoolTimeout` after waiting.
         refused: checkouts that ended at once: ``max_waiters``, or a nested checkout.
@@ -174,6 +174,7 @@ _SUMMED = (
 )
 
 MANY = 1000
+_MOMENT = 0.05
 
 
 class _Sums(NamedTuple):
@@ -214,7 +215,12 @@ class Tally:
 
     def read(self) -> tuple[Mapping[str, Timing], Mapping[str, int]]:
         """Return the timings and the counts of events. Neither changes afterwards."""
-        self.sum_up()
+        # it may wait a moment, but not for ever: in a signal handler it may be this thread that is summing up
+        if self._lock.acquire(timeout=_MOMENT):
+            try:
+                self._sum_up_locked()
+            finally:
+                self._lock.release()
         sums = self._sums
         return sums.timings, sums.counts
 
@@ -223,11 +229,14 @@ class Tally:
         if self._lock.locked():
             return
         with self._lock:
-            timings, counts, taken = self._sums
-            for name, fresh in (*self._fresh.items(), ("event", self.events)):
-                # No interrupt comes in the middle of this: no code of Python's runs in it. One that comes later
-                # leaves what was taken where the next summing up finds it.
-                taken[name].extend(starmap(fresh.popleft, repeat((), len(fresh))))
-            timings = {name: timing.plus(taken[name]) for name, timing in timings.items()}
-            # replaced in one step, so that who reads meanwhile sees all of a batch or nothing of it
-            self._sums = _Sums(timings, counts + Counter(taken["event"]), self._nothing())
+            self._sum_up_locked()
+
+    def _sum_up_locked(self) -> None:
+        timings, counts, taken = self._sums
+        for name, fresh in (("event", self.events), *self._fresh.items()):
+            # No interrupt comes in the middle of this: no code of Python's runs in it. One that comes later leaves
+            # what was taken where the next summing up finds it.
+            taken[name].extend(starmap(fresh.popleft, repeat((), len(fresh))))
+        timings = {name: timing.plus(taken[name]) for name, timing in timings.items()}
+        # replaced in one step, so that who reads meanwhile sees all of a batch or nothing of it
+        self._sums = _Sums(timings, counts + Counter(taken["event"]), self._nothing())
