@@ -131,7 +131,7 @@ def _connect_through(engine: Engine, config: NoPoolSyncConfig, driver: Driver) -
             failure = ConfigError(f"the driver does not take an option of the url: {failure}", "url")
         # The frames of a driver hold the password in their locals, and tracebacks may show locals.
         parameters.clear()
-        failure.__context__ = failure.__cause__ = None
+        _forget_frames(failure)
         try:
             raise failure.with_traceback(None)
         finally:
@@ -139,6 +139,19 @@ def _connect_through(engine: Engine, config: NoPoolSyncConfig, driver: Driver) -
             del failure
 
     engine.dialect.connect = open_connection  # type: ignore[method-assign]  # one engine's dialect, see above
+
+
+def _forget_frames(failure: BaseException) -> None:
+    """Drop the tracebacks of an error and of what it was made from."""
+    known: set[int] = set()
+    todo: list[object] = [failure]
+    while todo:
+        error = todo.pop()
+        if isinstance(error, BaseException) and id(error) not in known:
+            known.add(id(error))
+            todo += [error.__context__, error.__cause__, *vars(error).values()]
+            error.with_traceback(None)
+    failure.__context__ = failure.__cause__ = None
 
 
 def _close(engine: Engine, connection: Any, failure: BaseException) -> None:

@@ -263,3 +263,47 @@ def test_it_works_under_anyio_where_each_await_is_cancelled(registry: SQLSpec, d
             assert registry.get_pool_stats().checked_out == 0
 
     anyio.run(main)
+
+
+def test_a_schema_change_costs_one_statement_at_most(registry: SQLSpec) -> None:
+    async def main() -> None:
+        async with registry, registry.get_async_session(autocommit=True) as session:
+            await session.execute("DROP TABLE IF EXISTS grown")
+            await session.execute("CREATE TABLE grown (id INTEGER)")
+            await session.execute("INSERT INTO grown VALUES (1)")
+            assert await session.execute("SELECT * FROM grown").all() == [(1,)]
+            await session.execute("ALTER TABLE grown ADD COLUMN more INTEGER DEFAULT 5")
+            with contextlib.suppress(exc.DBAPIError):
+                await session.execute("SELECT * FROM grown")
+            assert await session.execute("SELECT * FROM grown").all() == [(1, 5)]
+
+    asyncio.run(main())
+
+
+def test_discarding_the_session_keeps_what_the_driver_has_prepared(registry: SQLSpec, database: Database) -> None:
+    registry.register_config(database.config(pool_reset_on_return="discard", pool_size=1, max_overflow=0), "discard")
+
+    async def main() -> None:
+        for _ in range(10):
+            async with registry.get_async_session("discard") as session:
+                assert await session.execute("SELECT CAST(? AS INTEGER)", (1,)).scalar() == 1
+            with registry.get_session("discard") as other:
+                assert other.execute("SELECT CAST(? AS INTEGER)", (1,)).scalar() == 1
+        await registry.aclose()
+
+    asyncio.run(main())
+
+
+def test_first_connections_to_a_new_file_wait_for_each_other(tmp_path: Path) -> None:
+    async def main(number: int) -> None:
+        async with SQLSpec() as registry:
+            registry.register_config(SQLiteConfig(database=str(tmp_path / f"{number}.db")))
+
+            async def ask() -> None:
+                async with registry.get_async_session() as session:
+                    await session.execute("SELECT 1")
+
+            await asyncio.gather(*(ask() for _ in range(8)))
+
+    for number in range(10):
+        asyncio.run(main(number))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 from typing import Any
@@ -81,3 +82,54 @@ def test_cancelled_at_random_nothing_is_lost_and_nobody_gets_a_foreign_answer(
     asyncio.run(main())
     assert wrong == []
     assert cancelled > rounds // 4
+
+
+@pytest.mark.parametrize("kind", ["session", "autocommit", "connection"])
+def test_cancelled_at_any_await_leaves_the_next_borrower_a_clean_connection(
+    database: Database, registry: SQLSpec, kind: str
+) -> None:
+    async def write(value: int) -> None:
+        if kind == "connection":
+            async with registry.get_async_connection() as connection:
+                await connection.cursor().execute("INSERT INTO kept VALUES (?)", (value,))
+                await connection.commit()
+            return
+        async with registry.get_async_session(autocommit=kind == "autocommit") as session:
+            await session.execute("INSERT INTO kept VALUES (?)", (value,))
+
+    async def cancelled_after(steps: int) -> None:
+        task = asyncio.create_task(write(-steps))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    async def main() -> None:
+        async with registry.get_async_session() as session:
+            await session.execute("DROP TABLE IF EXISTS kept")
+            await session.execute("CREATE TABLE kept (value INTEGER)")
+        for steps in range(1, 40):
+            await cancelled_after(steps)
+            await write(steps)
+            with registry.get_session() as other:
+                # seen by others: it is committed
+                assert other.execute("SELECT count(*) FROM kept WHERE value = ?", (steps,)).scalar() == 1
+        assert registry.get_pool_stats().checked_out == 0
+        await registry.aclose()
+
+    asyncio.run(main())
+
+
+def test_a_transaction_begun_in_a_string_does_not_outlive_a_cancellation(database: Database, registry: SQLSpec) -> None:
+    async def main() -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.05), registry.get_async_session(autocommit=True) as session:
+                await session.execute("BEGIN")
+                await session.execute(SLOW[database.name], (1, 20.0))
+        for _ in range(3):
+            async with registry.get_async_session() as session:
+                assert await session.execute("SELECT 1").scalar() == 1
+        await registry.aclose()
+
+    asyncio.run(main())

@@ -247,3 +247,12 @@ def test_statements_without_placeholders_may_run_many_times(spec: SQLSpec) -> No
         session.execute_many("INSERT INTO users (name) SELECT NULL WHERE 5 % 3 = 2", [(), ()])
         session.execute_many("INSERT INTO users (name) SELECT NULL WHERE 5 % 3 = 2", [{}])
         assert session.execute("SELECT count(*) FROM users").scalar() == 3
+
+
+def test_the_numbers_of_asyncpg_are_its_own_and_stand_alone() -> None:
+    assert bind("SELECT $2, $1", (1, 2), "postgresql $1")[0].text == "SELECT $2, $1"
+    assert bind("SELECT ?, '$1', 50 % 3", (1,), "postgresql $1")[0].text == "SELECT $1, '$1', 50 % 3"
+    assert bind("SELECT :a, :b, :a", {"a": 1, "b": 2}, "postgresql $1")[1] == (1, 2, 1)
+    for sql, parameters in (("SELECT $1", {"a": 1}), ("SELECT $1, ?", (1,)), ("SELECT $1, :a", {"a": 1})):
+        with pytest.raises(PlaceholderError, match=r"\$1"):
+            bind(sql, parameters, "postgresql $1")

@@ -481,3 +481,85 @@ def test_a_listener_that_fails_at_checkin_loses_no_connection(driver: ScriptedDr
     assert engine.pool.stats().closed == {"interrupted": 1}  # type: ignore[attr-defined]  # as above
     engine.dispose()
     assert driver.open_connections == 0
+
+
+# -- in crowds, and after dispose()
+
+
+@pytest.mark.parametrize("open_aside", [False, True])
+def test_no_waiters_are_counted_where_there_is_room_for_them(driver: ScriptedDriver, open_aside: bool) -> None:
+    pool = make(driver, pool_size=4, max_waiters=0, open_aside=open_aside)
+    held = pool.connect()
+    go = driver.hang("connect")
+    callers = [Caller(pool) for _ in range(3)]
+    wait_until(lambda: pool.stats().connecting == 3)
+    with pytest.raises(PoolTimeout, match="max_waiters=0"):
+        pool.connect()
+    go.set()
+    for caller in callers:
+        caller.answer()
+        caller.give_back()
+    held.close()
+
+
+@pytest.mark.parametrize("timeout", [0.25, 0.6])
+def test_a_short_timeout_opens_as_many_at_a_time_as_a_long_one(driver: ScriptedDriver, timeout: float) -> None:
+    pool = make(driver, pool_size=30, timeout=timeout, open_aside=True)
+    held = pool.connect()
+    go = driver.hang("connect")
+    callers = [Caller(pool) for _ in range(20)]
+    wait_until(lambda: pool.stats().connecting >= 16)
+    go.set()
+    for caller in callers:
+        caller.answer()
+    for caller in callers:
+        caller.give_back()
+    held.close()
+
+
+def test_a_pool_used_after_dispose_is_kept_by_a_dispose_that_closes_nothing(driver: ScriptedDriver) -> None:
+    engine = driver.engine(pool_size=2, max_overflow=0)
+    engine.pool.dispose()
+    engine.connect().close()
+    engine.dispose(close=False)
+    assert (driver.opened, driver.closed) == (1, 0)
+
+
+def test_an_error_of_any_kind_while_opening_aside_is_told_to_the_waiter(driver: ScriptedDriver) -> None:
+    pool = make(driver, pool_size=3, open_aside=True)
+    held = pool.connect()
+    driver.fail("connect", SystemExit("3"), times=1)
+    with pytest.raises(SystemExit):
+        pool.connect(timeout=10)
+    pool.connect(timeout=10).close()
+    held.close()
+
+
+def test_housekeeping_may_be_asked_for_in_a_time_without_end(driver: ScriptedDriver) -> None:
+    forever = make(driver, max_overflow=1, linger_seconds=float("inf"))
+    held = [forever.connect() for _ in range(2)]
+    pool = make(driver, max_overflow=1, linger_seconds=0.2)
+    for connection in [pool.connect(), pool.connect()]:
+        connection.close()
+    wait_until(lambda: pool.total() == 1)
+    for connection in held:
+        connection.close()
+    assert forever.total() == 2
+
+
+def test_an_interrupt_whose_traceback_is_kept_loses_no_place(
+    driver: ScriptedDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make(driver, timeout=1)
+    pool.connect().close()
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patches:
+        patches.setattr("sqlspec.pool.queue.find_place", interrupt)
+        with pytest.raises(KeyboardInterrupt) as kept:
+            pool.connect()
+    assert kept.value.__traceback__ is not None
+    pool.connect().close()
+    assert pool.stats().total == 1

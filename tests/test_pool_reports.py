@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import gc
 import logging
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -408,3 +409,52 @@ def test_an_interrupt_while_counts_are_summed_up_loses_none_and_counts_none_twic
     stats = pool.stats()
     assert (stats.created, stats.closed, stats.connect.count, stats.hold.count) == (4, {"invalidated": 3}, 4, 3)
     connection.close()
+
+
+def test_a_nested_checkout_is_found_whatever_other_pools_were_asked_in_between(driver: ScriptedDriver) -> None:
+    one, other = make(driver, nested_checkout="refuse"), make(driver, nested_checkout="refuse")
+    with one.connect():
+        with other.connect(), pytest.raises(SQLSpecError, match="while it holds one"):
+            one.connect()
+        with pytest.raises(SQLSpecError, match="while it holds one"):
+            one.connect()
+    one.connect().close()
+
+
+def call(function: Callable[[], Any]) -> Any:
+    return function()
+
+
+def test_a_wrapper_that_calls_the_pool_itself_hides_no_place_behind_it(driver: ScriptedDriver) -> None:
+    engine = driver.engine(pool_size=3)
+
+    def behind() -> Any:
+        return engine.raw_connection()
+
+    for function, name in ((engine.connect, "call"), (behind, "behind"), (engine.connect, "call"), (behind, "behind")):
+        with contextlib.closing(call(function)):
+            (holder,) = engine.pool.get_holders()  # type: ignore[attr-defined]  # it is ours
+            assert holder.place.endswith(f" in {name}")
+
+
+def test_a_crowd_that_times_out_at_once_explains_itself_in_time(driver: ScriptedDriver) -> None:
+    pool = make(driver, pool_size=5, timeout=0.5)
+    held = [pool.connect() for _ in range(5)]
+    explained = 0
+    explain = pool._explain
+
+    def count(*arguments: Any) -> str:
+        nonlocal explained
+        before = pool._pool.explained
+        text = explain(*arguments)
+        explained += pool._pool.explained is not before
+        return text
+
+    pool._explain = count  # type: ignore[method-assign]  # to count
+    callers = [Caller(pool) for _ in range(300)]
+    for caller in callers:
+        with pytest.raises(PoolTimeout, match="5 held at"):
+            caller.answer()
+    assert explained < 300
+    for connection in held:
+        connection.close()

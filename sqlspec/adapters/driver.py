@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from sqlalchemy import URL
+from sqlalchemy.engine import Dialect
 
 from sqlspec.adapters.loading import Converters, Position, Target, convert_rows
 from sqlspec.config.base import NoPoolSyncConfig
@@ -103,12 +104,20 @@ class Driver(ABC):
         """Undo what begin() left on the connection beyond its transaction."""
         return
 
-    def recover(self, connection: Any) -> bool:
-        """End the statement that its task has given up, and the transaction around it, also on the server.
+    def recover(self, connection: Any, cursor: Any) -> bool:
+        """End the statement of a cursor that its task has given up, and the transaction around it, also on the server.
 
-        Return False where the connection must be closed for that.
+        The cursor may be None. Return False where the connection must be closed for that.
         """
         return False
+
+    def follow_schema(self, cursor: Any, dialect: Dialect) -> None:
+        """Let an asynchronous cursor know which plans are too old."""
+        return
+
+    def note(self, error: BaseException, dialect: Dialect) -> None:
+        """Learn from an error of an asynchronous statement which plans are too old."""
+        return
 
     @abstractmethod
     def set_autocommit(self, connection: Any, enabled: bool) -> None:

@@ -67,6 +67,8 @@ class PostgreSQLConfig(PostgreSQLPoolConfig, SyncDatabaseConfig):
         if self.tls is not None and "sslmode" in self.parsed_url.query:
             raise ConfigError("tls and the url's sslmode are both given: keep one")
         mode = self.tls or self.parsed_url.query.get("sslmode")
+        if "ssl" in self.parsed_url.query:
+            raise ConfigError("url carries ssl: use tls='verify-full', which every driver understands")
         check_tls_ca(self.tls_ca, mode)
         host = self.parsed_url.host or str(self.parsed_url.query.get("host", ""))
         if host.startswith("/") and self.tls not in {None, "disable"}:
@@ -98,6 +100,12 @@ class PostgreSQLConfig(PostgreSQLPoolConfig, SyncDatabaseConfig):
             )
         return PsycopgAsync(self) if named == "psycopg" else Asyncpg(self)
 
+
+# As DISCARD ALL, which would take along what asyncpg and psycopg have prepared by themselves: no state of the session.
+_ALL_BUT_STATEMENTS = (
+    "CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *; SELECT pg_advisory_unlock_all(); "
+    "DISCARD PLANS; DISCARD TEMP; DISCARD SEQUENCES"
+)
 
 # the types json and jsonb
 _JSON = frozenset({114, 3802})
@@ -147,6 +155,8 @@ class _PostgreSQLDriver(Driver):
     extra = "postgresql"
     syntax = "postgresql"
     language: ClassVar[Language] = "postgresql"
+
+    _discard_all = _ALL_BUT_STATEMENTS
 
     _config: PostgreSQLConfig
 
@@ -236,7 +246,7 @@ class _PostgreSQLDriver(Driver):
         connection.autocommit = True
         try:
             with connection.cursor() as cursor:
-                cursor.execute("DISCARD ALL")
+                cursor.execute(self._discard_all)
         finally:
             connection.autocommit = before
         return True
@@ -246,6 +256,7 @@ class Psycopg2(_PostgreSQLDriver):
     """Do it on psycopg2."""
 
     name = "psycopg2"
+    _discard_all = "DISCARD ALL"
 
     def uses_tls(self, connection: Any) -> bool:
         return bool(connection.info.ssl_in_use)
@@ -324,7 +335,7 @@ class PsycopgAsync(Psycopg):
 
         connection.run_async(copy_in)
 
-    def recover(self, connection: Any) -> bool:
+    def recover(self, connection: Any, cursor: Any) -> bool:
         # psycopg has cancelled the statement, and read what the server said to that
         connection.rollback()
         return not connection.closed
@@ -337,12 +348,6 @@ class PsycopgAsync(Psycopg):
     def _set_read_only(self, connection: Any, read_only: bool | None) -> None:
         connection.set_read_only(read_only)
 
-
-# As DISCARD ALL, which would take asyncpg's own prepared statements along; those are part of no session's state.
-_ALL_BUT_STATEMENTS = (
-    "CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *; SELECT pg_advisory_unlock_all(); "
-    "DISCARD PLANS; DISCARD TEMP; DISCARD SEQUENCES"
-)
 
 _HOSTS = ("host", "port")
 
@@ -416,17 +421,28 @@ class Asyncpg(_PostgreSQLDriver):
             # into PEP 249's, as the adapter does with those of its own calls
             connection._handle_exception(error)
 
-    def recover(self, connection: Any) -> bool:
+    def recover(self, connection: Any, cursor: Any) -> bool:
         # Asyncpg has asked the server to cancel, and waits for the answer before anything else. Without a transaction
         # it was BEGIN or COMMIT that was cancelled: nobody knows what the next transaction would be in.
-        if connection._transaction is None and not connection.autocommit:
-            return False
+        if connection._transaction is None:
+            if not connection.autocommit:
+                return False
+            # under autocommit, a transaction may have been begun in a string
+            connection.run_async(lambda driver_connection: driver_connection.execute("ROLLBACK"))
         connection.rollback()
         return True
 
+    def follow_schema(self, cursor: Any, dialect: Any) -> None:
+        # as SQLAlchemy's own execution does it
+        cursor._invalidate_schema_cache_asof = dialect._invalidate_schema_cache_asof
+
+    def note(self, error: BaseException, dialect: Any) -> None:
+        if isinstance(error, (dialect.dbapi.InvalidCachedStatementError, dialect.dbapi.InternalServerError)):
+            dialect._invalidate_schema_cache()
+
     def discard(self, connection: Any) -> bool:
         connection.rollback()
-        connection.run_async(lambda driver_connection: driver_connection.execute(_ALL_BUT_STATEMENTS))
+        connection.run_async(lambda driver_connection: driver_connection.execute(self._discard_all))
         return True
 
     def _value(self, connection: Any, statement: str) -> Any:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
+import sqlite3
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, ClassVar, Literal
 from uuid import UUID
 
@@ -19,6 +21,9 @@ from sqlspec.config.base import NoPoolSyncConfig, SyncDatabaseConfig
 from sqlspec.exceptions import ConfigError
 
 __all__ = ["SQLiteConfig", "SQLiteConnectionConfig"]
+
+# seconds
+_PAUSE = 0.01
 
 BeginMode = Literal["DEFERRED", "IMMEDIATE", "EXCLUSIVE"]
 
@@ -158,13 +163,30 @@ class SQLite3(Driver):
             # the mode is kept in the file: only a change needs the lock
             (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
             if mode.upper() != config.journal_mode and not config.in_memory:
-                connection.execute(f"PRAGMA journal_mode = {config.journal_mode}")
+                self._set_journal_mode(connection)
         seconds = min(config.connect_timeout, config.command_timeout or config.connect_timeout)
         connection.execute(f"PRAGMA busy_timeout = {math.ceil(seconds * 1000)}")
         connection.execute(f"PRAGMA synchronous = {config.synchronous}")
         connection.execute(f"PRAGMA cache_size = {config.cache_size}")
         if config.command_timeout is not None:
             self._stop_statements_after(connection, config.command_timeout)
+
+    def _set_journal_mode(self, connection: Any) -> None:
+        # Where several first connections want this lock at the same moment, SQLite refuses it at once. What is left of
+        # the time to connect is the busy timeout.
+        (milliseconds,) = connection.execute("PRAGMA busy_timeout").fetchone()
+        until = monotonic() + milliseconds / 1000
+        while True:
+            try:
+                connection.execute(f"PRAGMA journal_mode = {self._config.journal_mode}")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or monotonic() > until:
+                    raise
+            self._sleep(connection, _PAUSE)
+
+    def _sleep(self, connection: Any, seconds: float) -> None:
+        sleep(seconds)
 
     def begin(self, connection: Any, options: TransactionOptions | None) -> None:
         level = connection.isolation_level
@@ -224,14 +246,20 @@ class Aiosqlite(SQLite3):
     def errors(self, dbapi: Any) -> Any:
         return dbapi.sqlite
 
-    def recover(self, connection: Any) -> bool:
-        # its thread goes on with the statement; the rollback comes after it
+    def recover(self, connection: Any, cursor: Any) -> bool:
+        # its thread goes on with the statement; what comes now, comes after it
         connection.run_async(lambda driver_connection: driver_connection.interrupt())
+        if cursor is not None:
+            # the interrupt is in force as long as a statement is active
+            cursor.close()
         connection.rollback()
         return True
 
     def _in_transaction(self, connection: Any) -> bool:
         return bool(connection.driver_connection.in_transaction)
+
+    def _sleep(self, connection: Any, seconds: float) -> None:
+        connection.run_async(lambda _: asyncio.sleep(seconds))
 
     def _stop_statements_after(self, connection: Any, seconds: float) -> None:
         stop = _Stop(seconds)

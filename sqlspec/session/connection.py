@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import warnings
 import weakref
@@ -112,13 +113,19 @@ class Connection:
     def commit(self) -> None:
         """Commit the transaction."""
         self._live()
-        self._connection.commit()
-        self._ended()
+        self._finish(self._connection.commit)
 
     def rollback(self) -> None:
         """Roll the transaction back."""
         self._live()
-        self._connection.rollback()
+        self._finish(self._connection.rollback)
+
+    def _finish(self, how: Callable[[], object]) -> None:
+        try:
+            how()
+        except asyncio.CancelledError as error:
+            self._cancelled(error)
+            raise
         self._ended()
 
     def invalidate(self) -> None:
@@ -254,7 +261,14 @@ class Connection:
 
     def _failed(self, error: Exception, cursor: Any) -> None:
         self._count(_ERRORS)
+        if self._driver.is_async:
+            self._driver.note(error, self._dialect)
         if self._proxy.is_valid and self._is_disconnect(error, cursor):
+            self._proxy.invalidate(error)
+
+    def _cancelled(self, error: asyncio.CancelledError) -> None:
+        # nobody knows what its driver is at
+        if self._proxy.is_valid:
             self._proxy.invalidate(error)
 
     def _is_disconnect(self, error: Exception, cursor: Any) -> bool:
@@ -338,11 +352,17 @@ class Cursor:
         raise self._connection._refusal(problem)
 
     def _run(self, statement: Statement, method: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+        connection = self._connection
         try:
-            self._connection._before(statement)
+            connection._before(statement)
+            if connection._driver.is_async:
+                connection._driver.follow_schema(self._cursor, connection._dialect)
             method(statement.text, *arguments, **options)
         except Exception as error:
-            self._connection._failed(error, self._cursor)
+            connection._failed(error, self._cursor)
+            raise
+        except asyncio.CancelledError as error:
+            connection._cancelled(error)
             raise
         if statement.controls is not None:
             self._connection._after(statement)
@@ -355,6 +375,9 @@ class Cursor:
             raise
         except Exception as error:
             self._connection._failed(error, self._cursor)
+            raise
+        except asyncio.CancelledError as error:
+            self._connection._cancelled(error)
             raise
 
     def fetchone(self) -> Any:

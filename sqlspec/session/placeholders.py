@@ -66,7 +66,7 @@ _TOKENS = {
         rf"""(?P<opaque>{opaque})
         | (?P<double>\?\?) | (?P<numbered>\?\d+) | (?P<question>\?)
         | (?<![\w:]):(?P<name>[^\W\d]\w*+)
-        | (?P<percent>%s(?!\w)|%\(\w+\)s) | (?P<other>[@$][^\W\d]\w*+)""",
+        | (?<![\w$])(?P<dollar>\$\d+) | (?P<percent>%s(?!\w)|%\(\w+\)s) | (?P<other>[@$][^\W\d]\w*+)""",
         re.VERBOSE | re.DOTALL,
     )
     for syntax, opaque in _OPAQUE.items()
@@ -135,6 +135,11 @@ def _translate(sql: str, language: Language, style: Style) -> Statement:
     if syntax == "sqlite" and kinds & {"numbered", "other"}:
         # sqlite3 has more ways to name a parameter, ?1, @name and $name: it counts by itself
         return Statement(_undouble(sql, found))
+    if "dollar" in kinds:
+        if kinds & {"question", "name"} and syntax == "postgresql":
+            raise PlaceholderError("the statement mixes $1 with ? or :name: keep one kind of placeholder")
+        if language == "postgresql $1" and style == "named":
+            raise PlaceholderError("$1 goes with a sequence: pass one, or write :name")
     if "numbered" in kinds:
         raise PlaceholderError("?1 is SQLite's own placeholder: write ? with a sequence, or :name with a mapping")
     portable: Literal["question", "name"] = "question" if style == "positional" else "name"

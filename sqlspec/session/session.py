@@ -263,6 +263,8 @@ class Session:
         cursor = changed = None
         try:
             cursor = self._driver_connection.cursor()
+            if self._driver.is_async:
+                self._driver.follow_schema(cursor, engine.dialect)
             if many:
                 changed = self._driver.execute_many(cursor, statement.text, parameters)
             elif parameters is None:
@@ -336,13 +338,15 @@ class Session:
         # SQLAlchemy's own handling: wrapping, disconnect detection, handle_error listeners, invalidation
         if self._proxy is None:
             Connection._handle_dbapi_exception_noconnection(error, self._engine.dialect, self._engine)
-        if self._driver.is_async and isinstance(error, asyncio.CancelledError) and self._recover():
-            raise error
+        if self._driver.is_async:
+            if isinstance(error, asyncio.CancelledError) and self._recover(cursor):
+                raise error
+            self._driver.note(error, self._engine.dialect)
         self._adopt()._handle_dbapi_exception(error, statement, parameters, cursor, None)
 
-    def _recover(self) -> bool:
+    def _recover(self, cursor: Any) -> bool:
         """Keep the connection of a statement whose task was cancelled, where the driver can end the statement."""
-        recovery = greenlet_spawn(self._driver.recover, self._driver_connection)
+        recovery = greenlet_spawn(self._driver.recover, self._driver_connection, cursor)
         try:
             recovered: bool = await_only(asyncio.wait_for(recovery, _RECOVERY))
         except (Exception, asyncio.CancelledError):  # noqa: BLE001  # the connection is closed, the cancellation goes on
