@@ -12,7 +12,16 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import exc
 
-from sqlspec import ConnectionTimeout, EnvironmentConfig, InstrumentationConfig, PoolStats, PoolTimeout, SQLSpec
+from sqlspec import (
+    ConfigError,
+    ConnectionTimeout,
+    EnvironmentConfig,
+    InstrumentationConfig,
+    PoolStats,
+    PoolTimeout,
+    PreparedStatementCache,
+    SQLSpec,
+)
 from sqlspec.adapters.mysql import MySQLConfig, MySQLPoolConfig
 from sqlspec.adapters.postgresql import PostgreSQLConfig, PostgreSQLPoolConfig
 from sqlspec.adapters.sqlite import SQLiteConfig, SQLiteConnectionConfig
@@ -126,6 +135,16 @@ def test_a_session_returns_all_rows(sqlspec: SQLSpec) -> None:
         result = session.execute("SELECT * FROM users").all()
     assert result == [("Alice",)]
     assert result[0].name == "Alice"
+
+
+def test_an_asynchronous_session_returns_all_rows(sqlspec: SQLSpec) -> None:
+    async def main() -> None:
+        async with sqlspec.get_async_session("primary") as session:
+            result = await session.execute("SELECT * FROM users").all()
+        async with sqlspec.get_async_session("primary") as session:
+            assert result == (await session.execute("SELECT * FROM users")).all()
+
+    asyncio.run(main())
 
 
 def test_a_pool_is_made_once_by_whichever_thread_needs_it_first(database: Database) -> None:
@@ -326,6 +345,18 @@ def test_a_pool_is_warmed_by_holding_connections_at_once(sqlspec: SQLSpec) -> No
 
 
 T = TypeVar("T")
+
+
+def test_a_statement_is_prepared_once(sqlspec: SQLSpec) -> None:
+    cache = PreparedStatementCache(max_size=100)
+    with sqlspec.get_connection("primary") as connection:
+        if sqlspec.get_engine("primary").dialect.name == "mysql":
+            with pytest.raises(ConfigError, match="no prepared statements"):
+                cache.get_or_prepare(connection, "SELECT 1")
+        else:
+            for _ in range(2):
+                statement = cache.get_or_prepare(connection, "SELECT * FROM users WHERE name = ?")
+                statement.execute(("Bob",)).fetchall()
 
 
 def test_a_full_pool_can_be_tried_again(sqlspec: SQLSpec) -> None:

@@ -6,23 +6,33 @@ from collections.abc import Mapping, Sequence
 from typing import Any, assert_type
 
 import sqlalchemy as sa
+import sqlalchemy.ext.asyncio as sa_asyncio
 from pydantic import SecretStr
 from sqlalchemy import CursorResult, Engine, Result, Row
 from sqlalchemy.pool import PoolProxiedConnection, QueuePool
 
 from sqlspec import (
+    AsyncConnection,
+    AsyncCursor,
+    AsyncSavepoint,
+    AsyncSession,
     ConfigError,
     Connection,
     ConnectionTimeout,
     Cursor,
     EnvironmentConfig,
     Holder,
+    LoadError,
+    PendingResult,
     PoolStats,
     PoolTimeout,
+    PreparedStatement,
+    PreparedStatementCache,
     Savepoint,
     Session,
     SQLSpec,
     build_secure_url,
+    copy_rows,
 )
 from sqlspec.adapters import MySQLConfig, PostgreSQLConfig, SQLiteConfig, SQLiteConnectionConfig
 from sqlspec.config import NoPoolSyncConfig, SyncDatabaseConfig
@@ -68,6 +78,37 @@ def sessions(spec: SQLSpec) -> None:
             assert_type(savepoint, Savepoint)
             savepoint.rollback()
         session.execute(42)  # type: ignore[call-overload]  # neither a string nor an executable
+
+
+async def tasks(spec: SQLSpec) -> None:
+    async with SQLSpec() as own, own.get_async_session("primary", timeout=1.0, read_only=True) as session:
+        assert_type(session, AsyncSession)
+        assert_type(session.execute("SELECT 1"), PendingResult[DriverResult])
+        assert_type(await session.execute("SELECT 1"), DriverResult)
+        assert_type(await session.execute(sa.text("SELECT 1")), CursorResult[Any])
+        assert_type(await session.execute("SELECT 1").all(), Sequence[Row[Any]])
+        assert_type(await session.load_rows("users", [(1,)], ["id"]), int)
+        async for row in session.stream("SELECT 1", chunk_size=10):
+            assert_type(row, Row[Any])
+        async with session.begin_nested() as savepoint:
+            assert_type(savepoint, AsyncSavepoint)
+        assert_type(await session.connection(), sa_asyncio.AsyncConnection)
+        assert_type(await copy_rows(session, "SELECT 1", session, "users"), int)
+    async with spec.get_async_connection("primary") as connection:
+        assert_type(connection, AsyncConnection)
+        assert_type(await connection.cursor().execute("SELECT 1"), AsyncCursor)
+    assert_type(spec.get_async_engine("primary"), sa_asyncio.AsyncEngine)
+    assert_type(await spec.aclose(timeout=1.0), None)
+
+
+def many_rows(one: Session, other: Session, connection: Connection) -> None:
+    assert_type(one.load_rows("users", [{"id": 1}]), int)
+    assert_type(one.stream("SELECT 1"), CursorResult[Any])
+    assert_type(copy_rows(one, "SELECT 1", other, "users", progress=print), int)
+    statement = PreparedStatementCache(max_size=5).get_or_prepare(connection, "SELECT 1")
+    assert_type(statement, PreparedStatement)
+    assert_type(statement.execute((1,)), Cursor)
+    assert_type(LoadError("users", ValueError(), 5).position, int | None)
 
 
 def rows(session: Session) -> None:
