@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from sqlalchemy import URL
 from sqlalchemy.engine import Dialect
 
-from sqlspec.adapters.loading import Converters, Position, Target, convert_rows
+from sqlspec.adapters.loading import Converters, Position, Target, batches
 from sqlspec.config.base import NoPoolSyncConfig
 from sqlspec.exceptions import ConfigError
 
@@ -32,10 +32,6 @@ Syntax = Literal["postgresql", "mysql", "sqlite"]
 # what a driver takes: the syntax of its database, and placeholders of its own
 Language = Literal["postgresql", "postgresql $1", "mysql", "sqlite"]
 ISOLATION_LEVELS = ("READ UNCOMMITTED", "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
-
-
-# Enough for the round trip not to count; where a row is bad, so many are tried one by one.
-_ROWS_A_BATCH = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,13 +146,13 @@ class Driver(ABC):
 
     def load(self, connection: Any, target: Target, rows: Position) -> None:
         """Load rows within the transaction, in the fastest way; note the row that the database refuses."""
-        insert, source = None, iter(rows)
+        insert = None
         with contextlib.closing(connection.cursor()) as cursor:
-            while batch := convert_rows(list(itertools.islice(source, _ROWS_A_BATCH)), self.converters):
+            for batch in batches(rows, self.converters):
                 insert = insert or target.insert(self.mark, len(batch[0]))
                 cursor.execute("SAVEPOINT sqlspec_load")
                 try:
-                    cursor.executemany(insert, batch)
+                    self._load_batch(cursor, target, insert, batch)
                 except Exception:
                     cursor.execute("ROLLBACK TO SAVEPOINT sqlspec_load")
                     for position, row in enumerate(batch, rows.taken - len(batch) + 1):
@@ -164,6 +160,9 @@ class Driver(ABC):
                         cursor.execute(insert, row)
                     rows.bad = None
                     raise
+
+    def _load_batch(self, cursor: Any, target: Target, insert: str, batch: list[Sequence[Any]]) -> None:
+        cursor.executemany(insert, batch)
 
     def errors(self, dbapi: Any) -> Any:
         """Return what has all the exceptions of PEP 249, of what SQLAlchemy takes for the driver's module."""

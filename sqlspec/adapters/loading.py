@@ -6,13 +6,14 @@ import datetime
 import decimal
 import itertools
 import json
+import operator
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy.engine import Dialect
 
-__all__ = ["Converters", "Position", "Target", "convert_rows", "copy_text"]
+__all__ = ["Converters", "Position", "Target", "batches", "copy_text"]
 
 Converters = Mapping[type, Callable[[Any], Any]]
 
@@ -39,10 +40,13 @@ class Target:
         """Return a SELECT of the columns, without rows."""
         return f"SELECT {self._list or '*'} FROM {self.name} LIMIT 0"  # noqa: S608  # quoted
 
+    def insert_into(self) -> str:
+        """Return an INSERT as far as its values."""
+        return f"INSERT INTO {self.name}{f' ({self._list})' if self.columns else ''}"
+
     def insert(self, mark: str, width: int) -> str:
         """Return an INSERT of one row with these placeholders."""
-        columns = f" ({self._list})" if self.columns else ""
-        return f"INSERT INTO {self.name}{columns} VALUES ({', '.join([mark] * width)})"  # noqa: S608  # quoted
+        return f"{self.insert_into()} VALUES ({', '.join([mark] * width)})"
 
     def copy(self) -> str:
         """Return the COPY that reads rows in text format."""
@@ -50,36 +54,50 @@ class Target:
 
 
 class Position:
-    """Count the rows that are taken from an iterator.
+    """Count the rows that are taken from an iterable, at no cost for each.
 
     Attributes:
-        taken: how many have been taken.
         bad: the number of the row that the database refused, from 1, where it is known.
-        failure: what the iterator raised.
+        failure: what the iterable raised.
     """
 
     def __init__(self, rows: Iterable[Sequence[Any]]) -> None:
-        self.taken = 0
         self.bad: int | None = None
         self.failure: BaseException | None = None
-        self._rows = iter(rows)
+        self._rows = rows if isinstance(rows, list) else self._watch(rows)
+        self._count = itertools.count()
+        self._looks = 0
 
     def __iter__(self) -> Iterator[Sequence[Any]]:
+        return map(operator.itemgetter(0), zip(self._rows, self._count, strict=False))
+
+    @property
+    def taken(self) -> int:
+        """Return how many have been taken."""
+        # looking counts as well
+        self._looks += 1
+        return next(self._count) - self._looks + 1
+
+    def _watch(self, rows: Iterable[Sequence[Any]]) -> Iterator[Sequence[Any]]:
         try:
-            for row in self._rows:
-                self.taken += 1
-                yield row
-        except BaseException as error:
+            yield from rows
+        except Exception as error:
             # a driver may make an error of its own of it
             self.failure = error
             raise
 
 
-def convert_rows(rows: list[Sequence[Any]], converters: Converters) -> list[Sequence[Any]]:
-    """Convert the values of these types."""
-    if converters.keys().isdisjoint(map(type, itertools.chain.from_iterable(rows))):
-        return rows
-    return [[converters[type(value)](value) if type(value) in converters else value for value in row] for row in rows]
+# Enough for the round trip not to count; where a row is bad, so many are tried one by one.
+_ROWS_A_BATCH = 1000
+
+
+def batches(rows: Iterable[Sequence[Any]], converters: Converters) -> Iterator[list[Sequence[Any]]]:
+    """Return rows in lists, the values of these types converted."""
+    source, types = iter(rows), converters.keys()
+    while batch := list(itertools.islice(source, _ROWS_A_BATCH)):
+        if not types.isdisjoint(map(type, itertools.chain.from_iterable(batch))):
+            batch = [[converters[type(v)](v) if type(v) in converters else v for v in row] for row in batch]
+        yield batch
 
 
 # -- COPY's text format: https://www.postgresql.org/docs/current/sql-copy.html, "Text Format"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import ssl
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 from uuid import UUID
@@ -13,7 +14,7 @@ from pydantic import Field, model_validator
 from sqlalchemy import URL
 
 from sqlspec.adapters.driver import Driver, TLSMode, TransactionOptions, check_tls_ca, whole_seconds
-from sqlspec.adapters.loading import Converters
+from sqlspec.adapters.loading import Converters, Target
 from sqlspec.config.base import PoolConfig, SyncDatabaseConfig
 from sqlspec.exceptions import ConfigError
 
@@ -244,6 +245,19 @@ class MySQLClient(_MySQLDriver):
 
     def check_preparing(self) -> None:
         raise ConfigError("mysqlclient has no prepared statements: execute the statement itself")
+
+    def _load_batch(self, cursor: Any, target: Target, insert: str, batch: list[Sequence[Any]]) -> None:
+        # The driver's own executemany() spends most of the time on looking for the encoder of each value. What is no
+        # plain number or text is left to it.
+        connection = cursor.connection
+        encode, literal, encoding = connection.string_literal, connection.literal, connection.encoding
+        encoders: dict[type, Callable[[Any], bytes]] = {
+            int: lambda value: b"%d" % value,
+            str: lambda value: encode(value.encode(encoding)),
+            type(None): lambda _: b"NULL",
+        }
+        rows = [b"(" + b",".join([encoders.get(type(v), literal)(v) for v in row]) + b")" for row in batch]
+        connection.query(f"{target.insert_into()} VALUES ".encode(encoding) + b",".join(rows))
 
     def host(self, connection: Any) -> str | None:
         host, _, way = connection.get_host_info().partition(" via ")

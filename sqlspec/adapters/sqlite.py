@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import math
 import sqlite3
@@ -16,7 +17,7 @@ from pydantic import Field, model_validator
 from sqlalchemy import URL
 
 from sqlspec.adapters.driver import Driver, TransactionOptions
-from sqlspec.adapters.loading import Converters
+from sqlspec.adapters.loading import Converters, Position, Target, batches
 from sqlspec.config.base import NoPoolSyncConfig, SyncDatabaseConfig
 from sqlspec.exceptions import ConfigError
 
@@ -204,6 +205,19 @@ class SQLite3(Driver):
     def restore(self, connection: Any, options: TransactionOptions) -> None:
         connection.execute("PRAGMA query_only = OFF")
 
+    def load(self, connection: Any, target: Target, rows: Position) -> None:
+        # sqlite3 takes row by row from an iterator: the one that it took last is the bad one
+        converted = itertools.chain.from_iterable(batches(rows, self.converters))
+        first = next(converted, None)
+        if first is None:
+            return
+        loaded = Position(itertools.chain([first], converted))
+        try:
+            connection.executemany(target.insert("?", len(first)), loaded)
+        except Exception:
+            rows.bad = loaded.taken if loaded.failure is None else None
+            raise
+
     def server_version(self, connection: Any) -> str:
         return f"SQLite {connection.execute('SELECT sqlite_version()').fetchone()[0]}"
 
@@ -245,6 +259,10 @@ class Aiosqlite(SQLite3):
 
     def errors(self, dbapi: Any) -> Any:
         return dbapi.sqlite
+
+    def load(self, connection: Any, target: Target, rows: Position) -> None:
+        # its thread cannot take rows that come asynchronously
+        Driver.load(self, connection, target, rows)
 
     def recover(self, connection: Any, cursor: Any) -> bool:
         # its thread goes on with the statement; what comes now, comes after it

@@ -21,6 +21,8 @@ __all__ = ["copy_rows", "sequences_of"]
 
 def sequences_of(rows: Iterable[Any], columns: Sequence[str]) -> tuple[Sequence[str], Position]:
     """Return the columns of rows and the rows as sequences, counted as they are taken."""
+    if isinstance(rows, list) and rows and not isinstance(rows[0], Mapping):
+        return columns, Position(rows)
     source = iter(rows)
     first = list(itertools.islice(source, 1))
     together = itertools.chain(first, source)
