@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import time
+from contextlib import closing
 from typing import Any, cast
 
 import sqlalchemy
@@ -292,7 +293,7 @@ def _is_loopback(host: str) -> bool:
 
 def _compare_wait_timeout(config: PoolConfig) -> Any:
     def compare(connection: Any, record: object) -> None:
-        with connection.cursor() as cursor:
+        with closing(connection.cursor()) as cursor:
             cursor.execute("SELECT @@wait_timeout")
             (seconds,) = cursor.fetchone()
         if not 0 <= config.pool_recycle < seconds:

@@ -6,6 +6,7 @@ import json
 import math
 import ssl
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 from uuid import UUID
@@ -167,7 +168,7 @@ class _MySQLDriver(Driver):
             else:
                 assignments.append("max_execution_time = %s")
                 values.append(math.ceil(seconds * 1000))
-        with connection.cursor() as cursor:
+        with closing(connection.cursor()) as cursor:
             if assignments:
                 cursor.execute("SET SESSION " + ", ".join(assignments), values)
             if not self._config.sql_mode:
@@ -183,7 +184,7 @@ class _MySQLDriver(Driver):
             )
 
     def uses_tls(self, connection: Any) -> bool:
-        with connection.cursor() as cursor:
+        with closing(connection.cursor()) as cursor:
             cursor.execute("SHOW SESSION STATUS LIKE 'Ssl_cipher'")
             row = cursor.fetchone()
         return row is not None and bool(row[1])
@@ -322,7 +323,7 @@ class Asyncmy(_MySQLDriver):
         return connection.dbapi
 
     def _run(self, connection: Any, statement: str) -> None:
-        with connection.cursor() as cursor:
+        with closing(connection.cursor()) as cursor:
             cursor.execute(statement)
 
     def discard(self, connection: Any) -> bool:

@@ -7,6 +7,7 @@ import re
 import ssl
 import warnings
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -215,7 +216,7 @@ class _PostgreSQLDriver(Driver):
             raise ConfigError("prepare_threshold=None says that a proxy is in between: nothing can be prepared there")
 
     def load(self, connection: Any, target: Target, rows: Position) -> None:
-        with connection.cursor() as cursor:
+        with closing(connection.cursor()) as cursor:
             cursor.execute(target.select_nothing())
             found = enumerate(cursor.description or ())
             json_columns = frozenset(position for position, column in found if column[1] in _JSON)
@@ -245,7 +246,7 @@ class _PostgreSQLDriver(Driver):
         before = connection.autocommit
         connection.autocommit = True
         try:
-            with connection.cursor() as cursor:
+            with closing(connection.cursor()) as cursor:
                 cursor.execute(self._discard_all)
         finally:
             connection.autocommit = before
@@ -265,7 +266,7 @@ class Psycopg2(_PostgreSQLDriver):
         super().end(connection, how)
         # under autocommit psycopg2's own methods do nothing; 0 is libpq's PQTRANS_IDLE
         if connection.autocommit and connection.info.transaction_status != 0:
-            with connection.cursor() as cursor:
+            with closing(connection.cursor()) as cursor:
                 cursor.execute(how.upper())
 
     def execute_many(self, cursor: Any, statement: str, rows: list[Any]) -> int | None:
@@ -282,7 +283,7 @@ class Psycopg2(_PostgreSQLDriver):
         return changed
 
     def _copy(self, connection: Any, target: Target, chunks: Iterator[bytes]) -> None:
-        with connection.cursor() as cursor:
+        with closing(connection.cursor()) as cursor:
             cursor.copy_expert(target.copy(), _Chunks(chunks))
 
     def _set_isolation_level(self, connection: Any, level: str | None) -> None:
@@ -424,7 +425,8 @@ class Asyncpg(_PostgreSQLDriver):
     def recover(self, connection: Any, cursor: Any) -> bool:
         # Asyncpg has asked the server to cancel, and waits for the answer before anything else. Without a transaction
         # it was BEGIN or COMMIT that was cancelled: nobody knows what the next transaction would be in.
-        if connection._transaction is None:
+        # (SQLAlchemy 2.0 knows by _started, 2.1 by _transaction)
+        if not getattr(connection, "_started", connection._transaction is not None):
             if not connection.autocommit:
                 return False
             # under autocommit, a transaction may have been begun in a string

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import math
 import sqlite3
@@ -162,24 +161,24 @@ class SQLite3(Driver):
         config = self._config
         if config.parsed_url.query.get("mode") != "ro":
             # the mode is kept in the file: only a change needs the lock
-            (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
+            (mode,) = self._execute(connection, "PRAGMA journal_mode").fetchone()
             if mode.upper() != config.journal_mode and not config.in_memory:
                 self._set_journal_mode(connection)
         seconds = min(config.connect_timeout, config.command_timeout or config.connect_timeout)
-        connection.execute(f"PRAGMA busy_timeout = {math.ceil(seconds * 1000)}")
-        connection.execute(f"PRAGMA synchronous = {config.synchronous}")
-        connection.execute(f"PRAGMA cache_size = {config.cache_size}")
+        self._execute(connection, f"PRAGMA busy_timeout = {math.ceil(seconds * 1000)}")
+        self._execute(connection, f"PRAGMA synchronous = {config.synchronous}")
+        self._execute(connection, f"PRAGMA cache_size = {config.cache_size}")
         if config.command_timeout is not None:
             self._stop_statements_after(connection, config.command_timeout)
 
     def _set_journal_mode(self, connection: Any) -> None:
         # Where several first connections want this lock at the same moment, SQLite refuses it at once. What is left of
         # the time to connect is the busy timeout.
-        (milliseconds,) = connection.execute("PRAGMA busy_timeout").fetchone()
+        (milliseconds,) = self._execute(connection, "PRAGMA busy_timeout").fetchone()
         until = monotonic() + milliseconds / 1000
         while True:
             try:
-                connection.execute(f"PRAGMA journal_mode = {self._config.journal_mode}")
+                self._execute(connection, f"PRAGMA journal_mode = {self._config.journal_mode}")
                 return
             except sqlite3.OperationalError as error:
                 if "locked" not in str(error) or monotonic() > until:
@@ -193,33 +192,35 @@ class SQLite3(Driver):
         level = connection.isolation_level
         if options is not None:
             if options.read_only:
-                connection.execute("PRAGMA query_only = ON")
+                self._execute(connection, "PRAGMA query_only = ON")
             if options.isolation_level not in {None, "SERIALIZABLE"}:
                 level = options.isolation_level
         if level is not None and not self._in_transaction(connection):
-            connection.execute(f"BEGIN {level}")
+            self._execute(connection, f"BEGIN {level}")
+
+    def _execute(self, connection: Any, statement: str) -> Any:
+        return connection.execute(statement)
 
     def _in_transaction(self, connection: Any) -> bool:
         return bool(connection.in_transaction)
 
     def restore(self, connection: Any, options: TransactionOptions) -> None:
-        connection.execute("PRAGMA query_only = OFF")
+        self._execute(connection, "PRAGMA query_only = OFF")
 
     def load(self, connection: Any, target: Target, rows: Position) -> None:
-        # sqlite3 takes row by row from an iterator: the one that it took last is the bad one
-        converted = itertools.chain.from_iterable(batches(rows, self.converters))
-        first = next(converted, None)
-        if first is None:
-            return
-        loaded = Position(itertools.chain([first], converted))
+        # sqlite3 inserts row by row: how many it has, tells which one is bad
+        before, insert = connection.total_changes, None
         try:
-            connection.executemany(target.insert("?", len(first)), loaded)
+            for batch in batches(rows, self.converters):
+                insert = insert or target.insert("?", len(batch[0]))
+                connection.executemany(insert, batch)
         except Exception:
-            rows.bad = loaded.taken if loaded.failure is None else None
+            if insert is not None and rows.failure is None:
+                rows.bad = connection.total_changes - before + 1
             raise
 
     def server_version(self, connection: Any) -> str:
-        return f"SQLite {connection.execute('SELECT sqlite_version()').fetchone()[0]}"
+        return f"SQLite {self._execute(connection, 'SELECT sqlite_version()').fetchone()[0]}"
 
     def set_autocommit(self, connection: Any, enabled: bool) -> None:
         level = None if enabled else self._config.isolation_level or "DEFERRED"
@@ -231,12 +232,12 @@ class SQLite3(Driver):
         if not self._config.in_memory:
             return False
         connection.rollback()
-        objects = connection.execute(
-            "SELECT type, name FROM sqlite_temp_master WHERE type IN ('table', 'view')"
+        objects = self._execute(
+            connection, "SELECT type, name FROM sqlite_temp_master WHERE type IN ('table', 'view')"
         ).fetchall()
         for kind, name in objects:
             quoted = name.replace('"', '""')
-            connection.execute(f'DROP {kind} temp."{quoted}"')
+            self._execute(connection, f'DROP {kind} temp."{quoted}"')
         self.prepare(connection)
         return True
 
@@ -259,6 +260,11 @@ class Aiosqlite(SQLite3):
 
     def errors(self, dbapi: Any) -> Any:
         return dbapi.sqlite
+
+    def _execute(self, connection: Any, statement: str) -> Any:
+        cursor = connection.cursor()
+        cursor.execute(statement)
+        return cursor
 
     def load(self, connection: Any, target: Target, rows: Position) -> None:
         # its thread cannot take rows that come asynchronously
