@@ -45,4 +45,6 @@ class CountingProxy:
                 sink.sendall(data)
         for end in (source, sink):
             with contextlib.suppress(OSError):
-                end.close()
+                # close() alone would tell nobody while the other thread reads
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -61,3 +63,23 @@ def test_a_read_only_session_on_postgresql_needs_none_more(count: Callable[..., 
 def test_an_autocommit_read_on_postgresql_needs_one(count: Callable[..., int], database: Database) -> None:
     expected = 1 if database.name == "postgresql" else 3
     assert count(lambda session: session.execute("SELECT 1"), autocommit=True) == expected
+
+
+@pytest.mark.parametrize(("options", "expected"), [({}, (3, 3, 2)), ({"autocommit": True}, (1, 1, 3))])
+def test_tasks_need_as_many_as_threads(
+    database: Database, request: pytest.FixtureRequest, options: dict[str, Any], expected: tuple[int, int, int]
+) -> None:
+    async def main() -> int:
+        with CountingProxy(database.server.port) as proxy:
+            async with SQLSpec() as spec:
+                spec.register_config(database.config(port=proxy.port, pool_size=1))
+                for _ in range(2):
+                    before = proxy.round_trips
+                    async with spec.get_async_session(**options) as session:
+                        await session.execute("SELECT 1").all()
+                    # the second time, nothing has to be opened or prepared
+                    needed = proxy.round_trips - before
+        return needed
+
+    drivers = ("postgresql", "psycopg", "mariadb")
+    assert asyncio.run(main()) == expected[drivers.index(request.node.callspec.params["database"])]
