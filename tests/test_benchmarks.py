@@ -22,6 +22,15 @@ def test_a_benchmark_prints_its_ratios(script: str) -> None:
         assert 0 < row["ratio"] < row["bar"] * 1.5, name
 
 
+def test_what_the_benchmark_copies_is_all_there() -> None:
+    command = [sys.executable, str(FOLDER / "bulk.py"), "--rows", "2000", "2000", "2000", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout)
+    assert [result["what"].split()[0] for result in results] == ["load"] * 3 + ["stream"] * 3 + ["copy"] * 2
+    assert all(result["holds"] for result in results if result["what"].startswith("copy"))
+
+
 def test_the_benchmark_of_pools_shows_the_stock_pool_failing_where_ours_holds() -> None:
     command = [sys.executable, str(FOLDER / "pool.py"), "--quick", "--scenario", "failed connect", "--check"]
     ours = subprocess.run([*command, "--pool", "ours"], capture_output=True, text=True, check=False)
