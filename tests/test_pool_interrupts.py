@@ -60,6 +60,8 @@ def test_ctrl_c_at_any_moment_loses_nothing(
         done = subprocess.run(again, env=environment, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stdout
         return
+    # a shell has what it starts in the background ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # what is captured keeps tracebacks alive, and they the connections
     caplog.set_level(logging.CRITICAL, "sqlalchemy.pool.impl.QueuePool")
     pool = FairQueuePool(driver.connect, pool_size=1, max_overflow=1, timeout=5, **options)

@@ -69,6 +69,8 @@ class Slot(_ConnectionRecord):
         # The pool knows its slots by weak references: a slot that nobody has any more, since an interrupt came
         # between its borrower and the pool, gives its place back by itself.
         self.ref: weakref.ref[Slot] = weakref.ref(self, home._lost)
+        # while there is a slot to take it from; afterwards it is looked for by it
+        hash(self.ref)
         self.generation = home._pool.generation
         # by the monotonic clock; None before the first connection
         self.opened_at: float | None = None
