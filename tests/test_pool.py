@@ -550,14 +550,15 @@ def test_housekeeping_may_be_asked_for_in_a_time_without_end(driver: ScriptedDri
 def test_an_interrupt_whose_traceback_is_kept_loses_no_place(
     driver: ScriptedDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pool = make(driver, timeout=1)
+    pool = make(driver, timeout=1, leak_seconds=60)
     pool.connect().close()
+    pool._pool.is_looked_after = False
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patches:
-        patches.setattr("sqlspec.pool.queue.find_place", interrupt)
+        patches.setattr(pool, "_look_after", interrupt)
         with pytest.raises(KeyboardInterrupt) as kept:
             pool.connect()
     assert kept.value.__traceback__ is not None

@@ -102,6 +102,8 @@ class FairQueuePool(HandOverPool):
                     beneath = still_held(beneath[5]) if beneath[5] is not None else None
                 if beneath is not None:
                     self._mind_nesting(owner, beneath)
+        # before it waits: afterwards the frames would have to be fetched from memory again
+        code, instruction = find_place(self._further)
         if not slots.waiters:
             try:  # noqa: SIM105  # suppress() would cost more than all the rest
                 slot = slots.take()
@@ -111,7 +113,6 @@ class FairQueuePool(HandOverPool):
             slot = self._wait_for_slot(owner)
         try:
             slot.statement = None
-            code, instruction = find_place(self._further)
             slot.mark = mark = (time.monotonic(), owner, code, instruction, slot.ref, beneath)
             if self._minds_nesting:
                 held_here.set(mark)
