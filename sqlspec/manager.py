@@ -61,7 +61,9 @@ class EngineSource:
         """
         begin = 0.0 if timeout is None else time.monotonic()
         try:
-            proxy = self._check_out(timeout)
+            proxy = self.engine.pool.connect() if timeout is None else self._connect_within(timeout)
+        except PoolTimeout as error:
+            raise self._named(error) from error.__cause__
         except PoolClosed:
             successor = self.successor
             if successor is None:
@@ -77,16 +79,16 @@ class EngineSource:
             sqlalchemy.exc.DBAPIError: the database refused the connection.
         """
         try:
-            return self._check_out(timeout)
+            return self.engine.pool.connect() if timeout is None else self._connect_within(timeout)
+        except PoolTimeout as error:
+            raise self._named(error) from error.__cause__
         except self.engine.dialect.loaded_dbapi.Error as error:
             sqlalchemy.Connection._handle_dbapi_exception_noconnection(error, self.engine.dialect, self.engine)
 
-    def _check_out(self, timeout: float | None) -> PoolProxiedConnection:
-        try:
-            return self.engine.pool.connect() if timeout is None else self._connect_within(timeout)
-        except PoolTimeout as error:
-            phase = error.phase if isinstance(error, ConnectionTimeout) else "wait"
-            raise ConnectionTimeout(f"{self._manager.name}: {error}", phase) from error.__cause__
+    def _named(self, error: PoolTimeout) -> ConnectionTimeout:
+        """Turn the pool's error into one that names the config."""
+        phase = error.phase if isinstance(error, ConnectionTimeout) else "wait"
+        return ConnectionTimeout(f"{self._manager.name}: {error}", phase)
 
     def _connect_within(self, timeout: float) -> PoolProxiedConnection:
         if not (isinstance(timeout, (int, float)) and 0 < timeout < threading.TIMEOUT_MAX):
@@ -211,7 +213,11 @@ class PooledConnectionManager:
         Raises:
             ConfigError: the database does not know the isolation level.
         """
-        return self._session(self.source(), timeout, autocommit, read_only, isolation_level)
+        # one entry is read at once; what is closed meanwhile says so itself
+        source = self._sources.get(None)
+        if source is None or self._closed:
+            source = self.source()
+        return self._session(source, timeout, autocommit, read_only, isolation_level)
 
     def get_async_session(
         self,
