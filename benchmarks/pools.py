@@ -52,7 +52,7 @@ class Connection:
 class AsyncConnection(Connection):
     """Be the same for those who close with await."""
 
-    async def close(self) -> None:  # type: ignore[override]
+    async def close(self) -> None:  # type: ignore[override]  # awaited, by who closes in that way
         """Do nothing."""
 
 

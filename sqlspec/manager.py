@@ -213,11 +213,7 @@ class PooledConnectionManager:
         Raises:
             ConfigError: the database does not know the isolation level.
         """
-        # one entry is read at once; what is closed meanwhile says so itself
-        source = self._sources.get(None)
-        if source is None or self._closed:
-            source = self.source()
-        return self._session(source, timeout, autocommit, read_only, isolation_level)
+        return self._session(self.source(), timeout, autocommit, read_only, isolation_level)
 
     def get_async_session(
         self,

@@ -30,9 +30,10 @@ def test_a_wrong_option_of_the_demo_is_explained() -> None:
     assert "threads" in result.output
 
 
-def test_check_reports_every_configured_database(database: Database, tmp_path: Path) -> None:
+def table_of(database: Database) -> str:
+    """Return the table of the database in a TOML file, as "primary"."""
     config = database.config()
-    lines = [f'scheme = "{config.adapter}"', f'database = "{config.database}"']
+    lines = ["[primary]", f'scheme = "{config.adapter}"', f'database = "{config.database}"']
     if database.server is not None:
         lines += [
             'host = "127.0.0.1"',
@@ -40,10 +41,14 @@ def test_check_reports_every_configured_database(database: Database, tmp_path: P
             'username = "app"',
             f'password = "{PASSWORD}"',
         ]
-    else:
-        Path(str(config.database)).touch()
+    return "\n".join(lines)
+
+
+def test_check_reports_every_configured_database(database: Database, tmp_path: Path) -> None:
+    if database.server is None:
+        Path(str(database.config().database)).touch()
     path = tmp_path / "sqlspec.toml"
-    path.write_text("[primary]\n" + "\n".join(lines))
+    path.write_text(table_of(database))
     result = CliRunner().invoke(app, ["check", "--config", str(path), "--json"])
     (report,) = json.loads(result.stdout)
     assert result.exit_code == 0, result.output
@@ -58,19 +63,9 @@ def test_check_reports_every_configured_database(database: Database, tmp_path: P
     assert PASSWORD not in table.output + result.output
 
 
-def write_config(database: Database, folder: Path, name: str = "primary") -> Path:
-    config = database.config()
-    lines = [f'scheme = "{config.adapter}"', f'database = "{config.database}"']
-    if database.server is not None:
-        lines += [
-            'host = "127.0.0.1"',
-            f"port = {database.server.port}",
-            'username = "app"',
-            f'password = "{PASSWORD}"',
-        ]
+def write_config(database: Database, folder: Path) -> Path:
     path = folder / "sqlspec.toml"
-    other = folder / "other.db"
-    path.write_text(f"[{name}]\n" + "\n".join(lines) + f'\n[other]\nurl = "sqlite:///{other}"\n')
+    path.write_text(f'{table_of(database)}\n[other]\nurl = "sqlite:///{folder / "other.db"}"\n')
     return path
 
 

@@ -200,8 +200,8 @@ class Tally:
         self.events: deque[str] = deque()
         self._fresh: Mapping[str, deque[Any]] = {"wait": self.waits, "hold": self.holds, "connect": self.connects}
         self._sums = _Sums(dict.fromkeys(self._fresh, Timing()), Counter(), self._nothing())
-        # Guards the summing up. Who finds it locked leaves the work to its holder and never waits: this runs in
-        # finalisers and signal handlers as well, perhaps of the very thread that holds it.
+        # Guards the summing up. Who adds and finds it locked leaves the work to its holder and never waits: this runs
+        # in finalisers and signal handlers as well, perhaps of the very thread that holds it. Who reads waits a moment.
         self._lock = threading.Lock()
 
     def _nothing(self) -> Mapping[str, list[Any]]:

@@ -259,7 +259,10 @@ class Connection:
             info = self._proxy.info
             info[what] = info.get(what, 0) + 1
 
-    def _failed(self, error: Exception, cursor: Any) -> None:
+    def _failed(self, error: Exception | asyncio.CancelledError, cursor: Any) -> None:
+        if isinstance(error, asyncio.CancelledError):
+            self._cancelled(error)
+            return
         self._count(_ERRORS)
         if self._driver.is_async:
             self._driver.note(error, self._dialect)
@@ -358,11 +361,8 @@ class Cursor:
             if connection._driver.is_async:
                 connection._driver.follow_schema(self._cursor, connection._dialect)
             method(statement.text, *arguments, **options)
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             connection._failed(error, self._cursor)
-            raise
-        except asyncio.CancelledError as error:
-            connection._cancelled(error)
             raise
         if statement.controls is not None:
             self._connection._after(statement)
@@ -373,11 +373,8 @@ class Cursor:
             return method(*arguments)
         except StopIteration:
             raise
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             self._connection._failed(error, self._cursor)
-            raise
-        except asyncio.CancelledError as error:
-            self._connection._cancelled(error)
             raise
 
     def fetchone(self) -> Any:
