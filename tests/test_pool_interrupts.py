@@ -49,6 +49,10 @@ def assert_whole(pool: Any, driver: ScriptedDriver, interrupts: int = 0) -> None
         connection.close()
 
 
+# Python swallows an interrupt inside a weak reference's callback, and pytest tells of it
+@pytest.mark.filterwarnings(
+    r"ignore:Exception ignored [\s\S]*KeyboardInterrupt:pytest.PytestUnraisableExceptionWarning"
+)
 @pytest.mark.parametrize("options", [{}, BEYOND_QUEUEPOOL])
 def test_ctrl_c_at_any_moment_loses_nothing(
     driver: ScriptedDriver, options: dict[str, Any], caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest
@@ -103,6 +107,21 @@ def test_ctrl_c_at_any_moment_loses_nothing(
         rival.join(20)
     assert interrupted > rounds // 2
     assert_whole(pool, driver, interrupts=rounds)
+
+
+def test_an_interrupt_inside_a_checkin_leaves_nothing_in_use(
+    driver: ScriptedDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt() -> float:
+        raise KeyboardInterrupt
+
+    pool = FairQueuePool(driver.connect, pool_size=1, max_overflow=0)
+    held = pool.connect()
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "monotonic", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            held.close()
+    assert_whole(pool, driver)
 
 
 def test_a_signal_handler_may_check_in_and_ask_for_figures(driver: ScriptedDriver) -> None:

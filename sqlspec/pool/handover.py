@@ -132,11 +132,11 @@ class HandOverPool(SlotPool):
     # -- checkin: what is called from here never waits
 
     def _do_return_conn(self, slot: Slot) -> None:  # type: ignore[override]  # every record of this pool is one
-        mark = slot.mark
+        # no interrupt comes before the next call: a slot that is idle has no mark
+        mark, slot.mark = slot.mark, None
         try:
             if mark is not None:
                 slot.idle_since = now = time.monotonic()
-                slot.mark = None
                 tally = self._pool.tally
                 tally.holds.append(now - mark[0])
                 if len(tally.holds) > MANY:
