@@ -6,10 +6,11 @@ import ipaddress
 import logging
 import time
 from contextlib import closing
+from contextvars import ContextVar
 from typing import Any, cast
 
 import sqlalchemy
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Connection, Engine, event, exc
 from sqlalchemy.pool import NullPool, PoolProxiedConnection
 
 from sqlspec.adapters import Driver, TransactionOptions, driver_for
@@ -25,10 +26,12 @@ from sqlspec.pool import (
     follow_statements,
 )
 
-__all__ = ["SESSION_STATE", "adopt_transaction", "borrow", "build_engine", "discard"]
+__all__ = ["SESSION_STATE", "adopt_transaction", "borrow", "build_engine", "discard", "wanted_autocommit"]
 
 _logger = logging.getLogger("sqlspec")
 
+# The autocommit that who checks a connection out is about to set; None: the config's.
+wanted_autocommit: ContextVar[bool | None] = ContextVar("wanted_autocommit", default=None)
 # In the info of a connection: what is known of the server's session, until that is reset.
 SESSION_STATE = "sqlspec_session_state"
 # In the record_info of a connection: the options of its borrower's transactions, and, for a moment, that
@@ -166,7 +169,7 @@ def _close(engine: Engine, connection: Any, failure: BaseException) -> None:
 def borrow(
     proxy: PoolProxiedConnection, driver: Driver, autocommit: bool, options: TransactionOptions | None = None
 ) -> None:
-    """Change a connection for its borrower; whatever way it comes back, it is changed back at checkin.
+    """Change a connection for its borrower; whatever way it comes back, it is changed back for the next one.
 
     With the autocommit that it has anyway nothing is sent, and what the borrower does to that is changed back.
 
@@ -180,7 +183,8 @@ def borrow(
         try:
             if options is not None:
                 driver.restore(connection, options)
-            driver.set_autocommit(connection, driver.autocommit)
+            if not driver.autocommit_stays:
+                driver.set_autocommit(connection, driver.autocommit)
         except Exception as error:  # noqa: BLE001  # a connection that cannot be changed back is not used again
             record.invalidate(error)
 
@@ -259,8 +263,22 @@ def _listen(engine: Engine, config: NoPoolSyncConfig, driver: Driver) -> None:
         ping = PrePing(engine.dialect)
         event.listen(engine, "checkin", ping.checkin)
         event.listen(engine, "checkout", ping.checkout)
+    if driver.autocommit_stays:
+        event.listen(engine, "checkout", _switching_autocommit(engine, driver))
     if driver.syntax == "mysql":
         event.listen(engine, "first_connect", _compare_wait_timeout(config))
+
+
+def _switching_autocommit(engine: Engine, driver: Driver) -> Any:
+    def switch(connection: Any, record: object, proxy: object) -> None:
+        wanted = wanted_autocommit.get()
+        try:
+            driver.set_autocommit(connection, driver.autocommit if wanted is None else wanted)
+        except engine.dialect.loaded_dbapi.Error as error:
+            # as after a ping that failed: the pool connects anew within the same checkout
+            raise exc.DisconnectionError("the connection does not take a switch of autocommit") from error
+
+    return switch
 
 
 def _discarding(driver: Driver) -> Any:

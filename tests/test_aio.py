@@ -246,6 +246,35 @@ def test_a_timeout_around_a_query_costs_no_new_connection(registry: SQLSpec, dat
     asyncio.run(main())
 
 
+# the others cancel by themselves, or cannot
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("kind", ["session", "connection"])
+def test_a_statement_ends_that_is_cancelled_before_it_has_begun(
+    registry: SQLSpec, database: Database, kind: str
+) -> None:
+    async def ask() -> None:
+        if kind == "session":
+            async with registry.get_async_session() as session:
+                await session.execute("SELECT 1")
+                async with asyncio.timeout(0):
+                    await session.execute(SLOW[database.name], (1, 20.0))
+        else:
+            async with registry.get_async_connection() as connection, connection.cursor() as cursor:
+                await cursor.execute("SELECT 1")
+                async with asyncio.timeout(0):
+                    await cursor.execute(SLOW[database.name], (1, 20.0))
+
+    async def main() -> None:
+        async with registry, asyncio.timeout(20):
+            for _ in range(10):
+                with pytest.raises(TimeoutError):
+                    await ask()
+            if kind == "session":
+                assert registry.get_pool_stats().created == 1
+
+    asyncio.run(main())
+
+
 def test_it_works_under_anyio_where_each_await_is_cancelled(registry: SQLSpec, database: Database) -> None:
     async def main() -> None:
         async with registry:

@@ -58,6 +58,8 @@ class Driver(ABC):
     is_async: ClassVar[bool] = False
     # whether begin() must be called before each transaction even without options
     sends_begin: ClassVar[bool] = False
+    # whether switching autocommit is a round trip: it stays as the last borrower had it until one needs another
+    autocommit_stays: ClassVar[bool] = False
     # whether closing a connection a second time is an error, which PEP 249 leaves open
     closes_once: ClassVar[bool] = False
 

@@ -117,6 +117,7 @@ def _without_zone(value: datetime) -> datetime:
 class _MySQLDriver(Driver):
     syntax = "mysql"
     language = "mysql"
+    autocommit_stays = True
     scheme: ClassVar[str]
     converters: ClassVar[Converters] = {
         dict: json.dumps,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import sqlite3
@@ -271,8 +272,7 @@ class Aiosqlite(SQLite3):
         Driver.load(self, connection, target, rows)
 
     def recover(self, connection: Any, cursor: Any) -> bool:
-        # its thread goes on with the statement; what comes now, comes after it
-        connection.run_async(lambda driver_connection: driver_connection.interrupt())
+        connection.run_async(_end_statement)
         if cursor is not None:
             # the interrupt is in force as long as a statement is active
             cursor.close()
@@ -289,6 +289,23 @@ class Aiosqlite(SQLite3):
         stop = _Stop(seconds)
         connection.run_async(lambda driver_connection: driver_connection.set_trace_callback(stop.begun))
         connection.run_async(lambda driver_connection: driver_connection.set_progress_handler(stop.is_late, 1000))
+
+
+async def _end_statement(connection: Any) -> None:
+    # in a task of its own: whoever waits for it may be cancelled again, and the statement must end all the same
+    await asyncio.shield(asyncio.ensure_future(_interrupt(connection)))
+
+
+async def _interrupt(connection: Any) -> None:
+    """Interrupt what the thread of a connection is at, also where it has not begun with it yet."""
+    # what is asked of the thread now, comes after the statement
+    after = asyncio.ensure_future(connection.cursor())
+    # ValueError: it has been closed meanwhile
+    with contextlib.suppress(ValueError):
+        while not after.done():
+            await connection.interrupt()
+            await asyncio.wait([after], timeout=0.01)
+        await after
 
 
 class _Stop:

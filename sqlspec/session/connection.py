@@ -18,6 +18,7 @@ from sqlspec.engine import borrow, discard
 from sqlspec.exceptions import SQLSpecWarning
 from sqlspec.pool import slot_of
 from sqlspec.session.placeholders import PlaceholderError, Statement, bind, bind_rows, rows_of
+from sqlspec.session.recovery import recover
 
 __all__ = ["Connection", "Cursor"]
 
@@ -153,8 +154,7 @@ class Connection:
         is_open = self._open or self._touched
         self._closed, self._connection = True, None
         try:
-            # of a lost connection nothing is left to close
-            for cursor in list(self._cursors) if proxy.is_valid else ():
+            for cursor in list(self._cursors):
                 cursor.close()
             if is_open and roll_back and proxy.is_valid:
                 self._driver.end(connection, "rollback")
@@ -261,7 +261,7 @@ class Connection:
 
     def _failed(self, error: Exception | asyncio.CancelledError, cursor: Any) -> None:
         if isinstance(error, asyncio.CancelledError):
-            self._cancelled(error)
+            self._cancelled(error, cursor)
             return
         self._count(_ERRORS)
         if self._driver.is_async:
@@ -269,9 +269,10 @@ class Connection:
         if self._proxy.is_valid and self._is_disconnect(error, cursor):
             self._proxy.invalidate(error)
 
-    def _cancelled(self, error: asyncio.CancelledError) -> None:
-        # nobody knows what its driver is at
+    def _cancelled(self, error: asyncio.CancelledError, cursor: Any = None) -> None:
         if self._proxy.is_valid:
+            # its transaction has gone with the statement, and PEP 249 has no word for that: it is closed in any case
+            recover(self._driver, self._connection, cursor)
             self._proxy.invalidate(error)
 
     def _is_disconnect(self, error: Exception, cursor: Any) -> bool:
@@ -391,7 +392,9 @@ class Cursor:
 
     def close(self) -> None:
         """Close the cursor. Harmless when repeated."""
-        self._cursor.close()
+        # of a lost connection nothing is left to close
+        if self._connection._proxy.is_valid:
+            self._cursor.close()
 
     def __iter__(self) -> Self:
         return self

@@ -11,24 +11,21 @@ from typing import Any, Literal, NoReturn, Protocol, Self, TypeVar, overload
 
 from sqlalchemy import Connection, CursorResult, Engine, Executable, Result, exc
 from sqlalchemy.pool import PoolProxiedConnection
-from sqlalchemy.util import await_only, greenlet_spawn
 
 from sqlspec.adapters import Driver, TransactionOptions
 from sqlspec.adapters.loading import Target
-from sqlspec.engine import adopt_transaction, borrow, discard
+from sqlspec.engine import adopt_transaction, borrow, discard, wanted_autocommit
 from sqlspec.exceptions import LoadError, PoolClosed
 from sqlspec.pool import slot_of
 from sqlspec.session.bulk import sequences_of
 from sqlspec.session.placeholders import PlaceholderError, Statement, bind, bind_rows, rows_of
+from sqlspec.session.recovery import recover
 from sqlspec.session.result import DriverResult, NoCursor, columns_of
 from sqlspec.session.savepoint import Savepoint
 
 __all__ = ["Session", "Source"]
 
 R = TypeVar("R", bound=Result[Any])
-
-# Seconds in which the server must have ended a statement whose task was cancelled.
-_RECOVERY = 5.0
 
 
 class Source(Protocol):
@@ -339,20 +336,11 @@ class Session:
         if self._proxy is None:
             Connection._handle_dbapi_exception_noconnection(error, self._engine.dialect, self._engine)
         if self._driver.is_async:
-            if isinstance(error, asyncio.CancelledError) and self._recover(cursor):
+            if isinstance(error, asyncio.CancelledError) and recover(self._driver, self._driver_connection, cursor):
+                self._is_lost = not self._autocommit
                 raise error
             self._driver.note(error, self._engine.dialect)
         self._adopt()._handle_dbapi_exception(error, statement, parameters, cursor, None)
-
-    def _recover(self, cursor: Any) -> bool:
-        """Keep the connection of a statement whose task was cancelled, where the driver can end the statement."""
-        recovery = greenlet_spawn(self._driver.recover, self._driver_connection, cursor)
-        try:
-            recovered: bool = await_only(asyncio.wait_for(recovery, _RECOVERY))
-        except (Exception, asyncio.CancelledError):  # noqa: BLE001  # the connection is closed, the cancellation goes on
-            return False
-        self._is_lost = recovered and not self._autocommit
-        return recovered
 
     # -- transactions
 
@@ -478,7 +466,7 @@ class Session:
         begin = 0.0 if timeout is None else time.monotonic()
         while True:
             try:
-                proxy = self._source.check_out(timeout)
+                proxy = self._check_out(timeout)
                 break
             except PoolClosed:
                 if self._source.successor is None:
@@ -492,6 +480,15 @@ class Session:
         self._results, self._streams = [], []
         self._echo = self._engine._should_log_info()
         self._take(proxy)
+
+    def _check_out(self, timeout: float | None) -> PoolProxiedConnection:
+        if not self._toggle_autocommit:
+            return self._source.check_out(timeout)
+        token = wanted_autocommit.set(self._autocommit)
+        try:
+            return self._source.check_out(timeout)
+        finally:
+            wanted_autocommit.reset(token)
 
     def _take(self, proxy: PoolProxiedConnection) -> None:
         if self._toggle_autocommit or self._options is not None:
