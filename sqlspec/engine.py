@@ -19,9 +19,9 @@ from sqlspec.config import NoPoolSyncConfig, PoolConfig
 from sqlspec.exceptions import ConfigError
 from sqlspec.pool import (
     BEYOND_QUEUEPOOL,
+    PING_AFTER,
     AsyncFairQueuePool,
     FairQueuePool,
-    PrePing,
     checkout_deadline,
     follow_statements,
 )
@@ -99,6 +99,8 @@ def _pool_options(config: NoPoolSyncConfig, driver: Driver) -> dict[str, Any]:
         "leak_seconds": config.pool_leak_seconds,
         **BEYOND_QUEUEPOOL,
     }
+    if config.pool_pre_ping and getattr(config, "ping_on_checkout", True) and driver.syntax != "sqlite":
+        options["ping_after"] = PING_AFTER
     if isinstance(config, SQLiteConnectionConfig) and config.in_memory:
         # the database is its one connection: it must neither multiply nor be replaced
         options |= {"pool_size": 1, "max_overflow": 0, "pool_recycle": -1}
@@ -259,10 +261,6 @@ def _listen(engine: Engine, config: NoPoolSyncConfig, driver: Driver) -> None:
         return
     if config.pool_reset_on_return == "discard":
         event.listen(engine, "reset", _discarding(driver))
-    if config.pool_pre_ping and getattr(config, "ping_on_checkout", True) and driver.syntax != "sqlite":
-        ping = PrePing(engine.dialect)
-        event.listen(engine, "checkin", ping.checkin)
-        event.listen(engine, "checkout", ping.checkout)
     if driver.autocommit_stays:
         event.listen(engine, "checkout", _switching_autocommit(engine, driver))
     if driver.syntax == "mysql":

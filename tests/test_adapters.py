@@ -16,7 +16,6 @@ from sqlspec import ConfigError, ConnectionTimeout, InstrumentationConfig, PoolC
 from sqlspec.adapters import MySQLConfig, PostgreSQLConfig, SQLiteConfig, SQLiteConnectionConfig
 from sqlspec.adapters.driver import whole_seconds
 from sqlspec.config import NoPoolSyncConfig
-from sqlspec.pool import PrePing
 from tests.conftest import Database
 from tests.servers import PASSWORD
 
@@ -408,16 +407,34 @@ def test_timeouts_of_drivers_are_rounded_up(seconds: float, whole: int) -> None:
 def test_a_quiet_connection_is_asked_only_after_it_was_idle(database: Database, ping_after: float, pings: int) -> None:
     with SQLSpec() as spec:
         spec.register_config(database.config())
+        pool: Any = spec.get_engine().pool
         dialect = spec.get_engine().dialect
         asked: list[Any] = []
         original = dialect.do_ping
         dialect.do_ping = lambda connection: asked.append(connection) or original(connection)  # type: ignore[method-assign]  # counts
-        ping = PrePing(dialect, ping_after)
-        with spec.get_connection() as connection:
-            record: Any = connection._proxy._connection_record
-            ping.checkin(connection.driver_connection, record)
-            ping.checkout(connection.driver_connection, record, None)
+        spec.create_connection().close()
+        pool._ping_after = ping_after
+        spec.create_connection().close()
         assert len(asked) == pings
+
+
+@pytest.mark.parametrize("database", ["postgresql", "psycopg", "mariadb"], indirect=True)
+def test_a_closed_connection_is_replaced_though_its_socket_number_is_anothers(database: Database) -> None:
+    with SQLSpec() as spec:
+        spec.register_config(database.config(pool_size=1, max_overflow=0))
+        pool = spec.get_engine().pool
+        for _ in range(2):
+            pool.connect().close()
+        proxy: Any = pool.connect()
+        number = proxy.dbapi_connection.fileno()
+        proxy.dbapi_connection.close()
+        # not rolled back, which would find out
+        proxy._close_special(transaction_reset=True)
+        left, right = socket.socketpair()
+        with left, right:
+            assert number in (left.fileno(), right.fileno())
+            with spec.get_session() as session:
+                assert session.execute("SELECT 1").scalar() == 1
 
 
 def test_registries_close_what_was_registered_last_first(tmp_path: Path) -> None:

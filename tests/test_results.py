@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
 
 from sqlspec import SQLSpec
 
@@ -90,5 +89,5 @@ def test_rows_that_were_changed_are_counted_after_they_were_read(spec: SQLSpec) 
             assert result.rowcount == 3
         inserted = session.execute("INSERT INTO users (name) VALUES ('d')")
         assert inserted.rowcount == 1
-        if isinstance(spec.get_engine("primary").dialect, sa.dialects.sqlite.dialect):
+        if spec.get_engine("primary").dialect.name == "sqlite":
             assert inserted.lastrowid == 4

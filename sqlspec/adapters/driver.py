@@ -117,6 +117,10 @@ class Driver(ABC):
         """Learn from an error of an asynchronous statement which plans are too old."""
         return
 
+    def describe(self, cursor: Any) -> Any:
+        """Return what tells the columns of a cursor from other columns; something empty where it has none."""
+        return cursor.description
+
     @abstractmethod
     def set_autocommit(self, connection: Any, enabled: bool) -> None:
         """Switch the driver's autocommit, where it is otherwise; outside a transaction only."""

@@ -299,6 +299,11 @@ class Psycopg(_PostgreSQLDriver):
     name = "psycopg"
     extra = "psycopg"
 
+    def describe(self, cursor: Any) -> Any:
+        # psycopg makes its description anew for each use, in Python
+        result = cursor.pgresult
+        return None if result is None else [result.fname(position) for position in range(result.nfields)]
+
     def connect_args(self) -> dict[str, Any]:
         return {**super().connect_args(), "prepare_threshold": self._config.prepare_threshold}
 
@@ -324,6 +329,9 @@ class PsycopgAsync(Psycopg):
     """Do it on psycopg's asynchronous connections, as SQLAlchemy adapts them."""
 
     is_async = True
+
+    def describe(self, cursor: Any) -> Any:
+        return cursor.description
 
     def uses_tls(self, connection: Any) -> bool:
         return super().uses_tls(connection.driver_connection)

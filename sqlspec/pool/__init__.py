@@ -3,7 +3,7 @@
 from sqlspec.pool.aio import AsyncFairQueuePool
 from sqlspec.pool.base import NestedCheckout
 from sqlspec.pool.handover import checkout_deadline
-from sqlspec.pool.liveness import PrePing
+from sqlspec.pool.liveness import PING_AFTER
 from sqlspec.pool.places import Place
 from sqlspec.pool.queue import BEYOND_QUEUEPOOL, FairQueuePool
 from sqlspec.pool.statements import follow_statements, slot_of
@@ -11,13 +11,13 @@ from sqlspec.pool.stats import Holder, PoolStats, Timing
 
 __all__ = [
     "BEYOND_QUEUEPOOL",
+    "PING_AFTER",
     "AsyncFairQueuePool",
     "FairQueuePool",
     "Holder",
     "NestedCheckout",
     "Place",
     "PoolStats",
-    "PrePing",
     "Timing",
     "checkout_deadline",
     "follow_statements",

@@ -36,6 +36,7 @@ class SlotPool(QueuePool):
         leak_seconds: float | None = None,
         monotonic: bool = False,
         retire_on_dispose: bool = False,
+        ping_after: float | None = None,
         **options: Any,
     ) -> None:
         Pool.__init__(self, creator, **options)
@@ -48,6 +49,7 @@ class SlotPool(QueuePool):
         self._leak_seconds = leak_seconds
         self._monotonic = monotonic
         self._retire_on_dispose = retire_on_dispose
+        self._ping_after = ping_after
         self._pool = Slots(pool_size, -1 if pool_size == 0 else max_overflow, use_lifo, linger_seconds > 0)
         # Guards what `HandOverPool._settle_locked` decides: which waiter is given which slot, which slots come and
         # go, and the limits. Nobody waits for it: who finds it locked leaves the work to its holder, which looks
@@ -72,6 +74,7 @@ class SlotPool(QueuePool):
             "leak_seconds": self._leak_seconds,
             "monotonic": self._monotonic,
             "retire_on_dispose": self._retire_on_dispose,
+            "ping_after": self._ping_after,
             "recycle": self._recycle,
             "echo": self.echo,
             "logging_name": self._orig_logging_name,

@@ -1,67 +1,58 @@
-"""Pre-ping that spares the round trip: look at the socket first."""
+"""Whether an idle connection is alive: look at its socket first, and spare the round trip."""
 
 from __future__ import annotations
 
 import select
-import time
+from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import exc
 from sqlalchemy.engine import Dialect
-from sqlalchemy.pool import ConnectionPoolEntry
 
-__all__ = ["PrePing"]
+__all__ = ["PING_AFTER", "Listener", "ask"]
 
-_LAST_CHECKIN = "sqlspec_last_checkin"
+# A connection that was in use so many seconds ago, and whose socket is quiet, is taken as alive.
+PING_AFTER = 30.0
 
 
-class PrePing:
-    """Replace dead connections at checkout.
+class Listener:
+    """Tell whether something has come over a connection while it was idle; one caller at a time.
 
-    A connection whose socket is quiet and which was in use a moment ago is taken as alive. A socket that is
-    readable or hung up while idle is suspicious (the server said good-bye), and then, or after ``ping_after``
-    idle seconds, the server is asked. Listen with `checkin` and `checkout` on a pool.
+    Where something has, or where the other side has hung up, the server has said good-bye, or something strange.
     """
 
-    def __init__(self, dialect: Dialect, ping_after: float = 30.0) -> None:
-        self._dialect = dialect
-        self._ping_after = ping_after
+    __slots__ = ("_fd", "_fileno", "_poll")
 
-    def checkin(self, connection: Any, record: ConnectionPoolEntry) -> None:
-        """Note when the connection became idle."""
-        record.info[_LAST_CHECKIN] = time.monotonic()
+    def __init__(self, connection: Any) -> None:
+        self._fileno = _fileno_of(connection)
+        self._poll = select.poll()
+        self._fd = self._fileno()
+        self._poll.register(self._fd, select.POLLIN | select.POLLPRI)
 
-    def checkout(self, connection: Any, record: ConnectionPoolEntry, proxy: object) -> None:
-        """Ask the server where there is doubt; have a dead connection replaced.
-
-        Raises:
-            sqlalchemy.exc.DisconnectionError: SQLAlchemy's pool then reconnects within the same checkout.
-        """
-        last = record.info.get(_LAST_CHECKIN)
-        if last is None:
-            return
-        if time.monotonic() - last < self._ping_after and _is_quiet(connection):
-            return
-        try:
-            alive = self._dialect.do_ping(connection)
-        except self._dialect.loaded_dbapi.Error as error:
-            raise exc.DisconnectionError("the server ended the connection") from error
-        if not alive:
-            raise exc.DisconnectionError("the connection does not answer")
+    def has_news(self) -> bool:
+        """Tell it, without waiting."""
+        # asked for again: the number may be another connection's once this one is closed
+        return self._fileno() != self._fd or bool(self._poll.poll(0))
 
 
-def _is_quiet(connection: Any) -> bool:
+def ask(dialect: Dialect, connection: Any) -> None:
+    """Ask the server for a sign of life.
+
+    Raises:
+        sqlalchemy.exc.DisconnectionError: there is none.
+    """
     try:
-        poll = select.poll()
-        poll.register(_fileno(connection), select.POLLIN | select.POLLPRI)
-        return not poll.poll(0)
-    except Exception:  # noqa: BLE001  # a driver refuses fileno() on a closed connection, each in its own class
-        return False
+        alive = dialect.do_ping(connection)
+    except dialect.loaded_dbapi.Error as error:
+        raise exc.DisconnectionError("the server ended the connection") from error
+    if not alive:
+        raise exc.DisconnectionError("the connection does not answer")
 
 
-def _fileno(connection: Any) -> int:
-    """Return the socket of a driver's connection; asyncpg and asyncmy have it in a transport of asyncio's."""
+def _fileno_of(connection: Any) -> Callable[[], int]:
+    """Return what tells the socket of a connection; asyncpg and asyncmy have it in a transport of asyncio's."""
     connection = getattr(connection, "driver_connection", connection)
     if hasattr(connection, "fileno"):
-        return int(connection.fileno())
-    return int(connection._transport.get_extra_info("socket").fileno())
+        return connection.fileno  # type: ignore[no-any-return]  # drivers have no common type
+    transport = connection._transport
+    return lambda: int(transport.get_extra_info("socket").fileno())

@@ -53,6 +53,8 @@ class FairQueuePool(HandOverPool):
         monotonic: let ``recycle`` go by the monotonic clock; QueuePool's goes by the wall clock, which may be set.
         retire_on_dispose: after `dispose`, close what comes back, where QueuePool keeps it open in a pool that
             nobody uses any more.
+        ping_after: see at checkout whether the connection is alive, and replace it where it is not: ask the server
+            after so many idle seconds, or where its socket tells of something. In the place of ``pre_ping``.
     """
 
     # the logger that applications have configured

@@ -10,8 +10,10 @@ import weakref
 from collections import deque
 from typing import Any, Protocol, cast
 
+from sqlalchemy import exc
 from sqlalchemy.pool.base import _ConnectionRecord
 
+from sqlspec.pool.liveness import Listener, ask
 from sqlspec.pool.places import Mark
 from sqlspec.pool.stats import MANY, PoolStats, Tally
 from sqlspec.pool.waiters import Waiter
@@ -28,6 +30,8 @@ class Home(Protocol):
     _pool: Slots
     _recycle: int
     _monotonic: bool
+    _ping_after: float | None
+    _dialect: Any
     dispatch: Any
     logger: Any
 
@@ -55,6 +59,7 @@ class Slot(_ConnectionRecord):
         "is_connecting",
         "is_open",
         "is_retired",
+        "listener",
         "mark",
         "opened_at",
         "proxy",
@@ -77,6 +82,8 @@ class Slot(_ConnectionRecord):
         self.expires_at = math.inf
         self.idle_since = 0.0
         self.is_connecting = False
+        # tells whether something has come over the connection
+        self.listener: Listener | None = None
         # whether a connection is counted as opened and not yet as closed
         self.is_open = False
         # the pool does not want it back
@@ -99,6 +106,30 @@ class Slot(_ConnectionRecord):
             or (not home._monotonic and 0 <= home._recycle < time.time() - self.starttime)
         ):
             return self._connect_anew()
+        if (
+            home._ping_after is not None
+            and mark is not None
+            and (mark[0] - self.idle_since > home._ping_after or self._has_news())
+        ):
+            return self._ask_or_connect_anew()
+        return self.dbapi_connection
+
+    def _has_news(self) -> bool:
+        try:
+            if self.listener is None:
+                self.listener = Listener(self.dbapi_connection)
+            return self.listener.has_news()
+        except Exception:  # noqa: BLE001  # a driver refuses fileno() on a closed connection, each in its own class
+            return True
+
+    def _ask_or_connect_anew(self) -> Any:
+        home = self.home
+        try:
+            ask(home._dialect, self.dbapi_connection)
+        except exc.DisconnectionError as error:
+            home.logger.info("Connection %r is dead, it is replaced (reason: %r)", self.dbapi_connection, error)
+            self.invalidate(error)
+            return self._connect_anew()
         return self.dbapi_connection
 
     def _connect_anew(self) -> Any:
@@ -120,7 +151,9 @@ class Slot(_ConnectionRecord):
             self.is_connecting = False
             self._soft_invalidate_time = 0.0
             self.count_closed("recycled")
-        self._count_opened(time.monotonic() - begin)
+        # fresh, as one that has just come back
+        self.idle_since = now = time.monotonic()
+        self._count_opened(now - begin)
         return connection
 
     def _count_opened(self, seconds: float) -> None:
@@ -137,6 +170,8 @@ class Slot(_ConnectionRecord):
     def count_closed(self, reason: str) -> None:
         """Count the connection as closed, where one is counted as open."""
         slots = self.home._pool
+        # it would keep the connection alive
+        self.listener = None
         if self.is_open:
             tally, event = slots.tally, f"closed {reason}"
             # as above

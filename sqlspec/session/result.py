@@ -12,6 +12,7 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.engine.cursor import CursorResultMetaData, null_dml_result
 from sqlalchemy.engine.result import IteratorResult
 
+from sqlspec.adapters import Driver
 from sqlspec.session.placeholders import Statement
 
 if TYPE_CHECKING:
@@ -29,10 +30,10 @@ _NO_ROWS: Any = null_dml_result()._metadata
 class Columns:
     """Hold what results with the same columns share: SQLAlchemy's metadata, and its maker of rows."""
 
-    __slots__ = ("description", "metadata", "names", "row_getter")
+    __slots__ = ("key", "metadata", "names", "row_getter")
 
-    def __init__(self, names: list[str], dialect: Dialect, description: Any) -> None:
-        self.description = description
+    def __init__(self, key: Any, names: list[str], dialect: Dialect, description: Any) -> None:
+        self.key = key
         self.names = names
         # As SQLAlchemy makes it for a statement in a string; of the context it asks no more than this.
         context = dialect.execution_ctx_cls.__new__(dialect.execution_ctx_cls)
@@ -41,17 +42,18 @@ class Columns:
         self.row_getter: Any = IteratorResult(self.metadata, iter(()))._row_getter
 
 
-def columns_of(statement: Statement, cursor: Any, dialect: Dialect) -> Columns | None:
+def columns_of(statement: Statement, cursor: Any, driver: Driver, dialect: Dialect) -> Columns | None:
     """Return the columns of what the cursor holds, cached on the statement; None where it has no rows."""
-    description = cursor.description
-    if not description:
+    key = driver.describe(cursor)
+    if not key:
         return None
     columns: Columns | None = statement.columns
     # the quick comparison first; some drivers put lengths of values into their descriptions
-    if columns is None or columns.description != description:
+    if columns is None or columns.key != key:
+        description = cursor.description
         names = list(map(_NAME, description))
         if columns is None or columns.names != names:
-            columns = statement.columns = Columns(names, dialect, description)
+            columns = statement.columns = Columns(key, names, dialect, description)
     return columns
 
 

@@ -268,7 +268,7 @@ class Session:
                 cursor.execute(statement.text)
             else:
                 cursor.execute(statement.text, parameters)
-            columns = columns_of(statement, cursor, engine.dialect)
+            columns = columns_of(statement, cursor, self._driver, engine.dialect)
         except BaseException as error:  # noqa: BLE001  # always raised again
             self._fail(error, cursor, statement.text, parameters)
         if statement.controls is not None:
@@ -466,7 +466,7 @@ class Session:
         begin = 0.0 if timeout is None else time.monotonic()
         while True:
             try:
-                proxy = self._check_out(timeout)
+                proxy = (self._check_out_switched if self._toggle_autocommit else self._source.check_out)(timeout)
                 break
             except PoolClosed:
                 if self._source.successor is None:
@@ -481,9 +481,7 @@ class Session:
         self._echo = self._engine._should_log_info()
         self._take(proxy)
 
-    def _check_out(self, timeout: float | None) -> PoolProxiedConnection:
-        if not self._toggle_autocommit:
-            return self._source.check_out(timeout)
+    def _check_out_switched(self, timeout: float | None) -> PoolProxiedConnection:
         token = wanted_autocommit.set(self._autocommit)
         try:
             return self._source.check_out(timeout)
