@@ -138,6 +138,21 @@ def test_a_bad_row_names_its_position(items: SQLSpec) -> None:
     assert found(items) == [(5000, "before")]
 
 
+def test_a_value_too_many_in_one_row_does_not_become_one_of_the_next(items: SQLSpec) -> None:
+    with pytest.raises(LoadError), items.get_session("primary") as session:
+        session.load_rows("items", [(1, "a"), (2,), ("b", 3, "c"), (4, "d")], columns=("id", "name"))
+    assert found(items) == []
+
+
+def test_a_table_with_many_columns_is_loaded(spec: SQLSpec) -> None:
+    names, rows = [f"c{number}" for number in range(150)], [[row] * 150 for row in range(40)]
+    with spec.get_session("primary") as session:
+        session.execute(f"CREATE TABLE wide ({', '.join(f'{name} INTEGER' for name in names)})")
+        assert session.load_rows("wide", rows) == 40
+        assert [list(row) for row in session.execute("SELECT * FROM wide ORDER BY c0")] == rows
+        session.execute("DROP TABLE wide")
+
+
 def test_what_the_rows_raise_goes_through(items: SQLSpec) -> None:
     def rows() -> Iterator[tuple[int, str]]:
         yield 1, "x"

@@ -159,6 +159,8 @@ class Driver(ABC):
                 cursor.execute("SAVEPOINT sqlspec_load")
                 try:
                     self._load_batch(cursor, target, insert, batch)
+                    # SQLite would keep each of them
+                    cursor.execute("RELEASE SAVEPOINT sqlspec_load")
                 except Exception:
                     cursor.execute("ROLLBACK TO SAVEPOINT sqlspec_load")
                     for position, row in enumerate(batch, rows.taken - len(batch) + 1):
