@@ -1,4 +1,4 @@
-"""One file a database: its config, and how its drivers do what sqlspec needs."""
+"""A config for each database, and how its drivers do what sqlspec needs."""
 
 from sqlspec.adapters.driver import Driver, TransactionOptions
 from sqlspec.adapters.mysql import MySQLConfig, MySQLPoolConfig

@@ -1,0 +1,128 @@
+"""The driver of PostgreSQL that is asynchronous only: asyncpg."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from sqlalchemy import URL
+
+from sqlspec.adapters.loading import Target
+from sqlspec.adapters.psycopg import PostgreSQLDriver, awaiting
+
+__all__ = ["Asyncpg"]
+
+_HOSTS = ("host", "port")
+
+
+class Asyncpg(PostgreSQLDriver):
+    """Do it on asyncpg, as SQLAlchemy adapts its connections."""
+
+    name = "asyncpg"
+    extra = "asyncpg"
+    language = "postgresql $1"
+    is_async = True
+
+    def url(self) -> URL:
+        # its query is libpq's, which asyncpg understands in a DSN only; SQLAlchemy finds several hosts there
+        url = super().url()
+        return url.set(query={key: value for key, value in url.query.items() if key in _HOSTS})
+
+    def connect_args(self) -> dict[str, Any]:
+        config = self._config
+        settings = {"application_name": config.application_name, "client_encoding": config.client_encoding}
+        if options := self._options():
+            settings["options"] = options
+        query = {key: value for key, value in config.parsed_url.query.items() if key not in {"options", *_HOSTS}}
+        if config.tls is not None:
+            query["sslmode"] = config.tls
+        if config.tls_ca is not None:
+            query["sslrootcert"] = config.tls_ca
+        arguments: dict[str, Any] = {"timeout": config.connect_timeout, "server_settings": settings}
+        if config.prepare_threshold is None:
+            # a proxy hands each transaction to another server connection, which knows no statement prepared before
+            arguments |= {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
+        if config.tls_ca == "system":
+            # libpq's word, which asyncpg would take for a file
+            del query["sslrootcert"]
+            arguments["ssl"] = ssl.create_default_context()
+            arguments["ssl"].check_hostname = query["sslmode"] == "verify-full"
+        return {**arguments, "dsn": URL.create("postgresql", query=query).render_as_string()}
+
+    def limit_connect(self, arguments: dict[str, Any], seconds: float) -> None:
+        arguments["timeout"] = min(arguments["timeout"], seconds)
+
+    def end(self, connection: Any, how: Literal["commit", "rollback"]) -> None:
+        super().end(connection, how)
+        # what was begun in a string, SQLAlchemy's adapter does not know of
+        if connection.driver_connection.is_in_transaction():
+            connection.run_async(lambda driver_connection: driver_connection.execute(how.upper()))
+
+    def uses_tls(self, connection: Any) -> bool:
+        return bool(self._value(connection, "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"))
+
+    def host(self, connection: Any) -> str | None:
+        host = self._value(connection, "SELECT host(inet_server_addr())")
+        return None if host is None else str(host)
+
+    def server_version(self, connection: Any) -> str:
+        return f"PostgreSQL {self._value(connection, 'SHOW server_version')}"
+
+    def _copy(self, connection: Any, target: Target, chunks: Iterator[bytes]) -> None:
+        async def copy_in(driver_connection: Any) -> None:
+            await driver_connection.copy_to_table(
+                target.table,
+                schema_name=target.schema,
+                columns=target.columns or None,
+                source=awaiting(chunks),
+                format="text",
+            )
+
+        try:
+            connection.run_async(copy_in)
+        except connection.dbapi.asyncpg.PostgresError as error:
+            # into PEP 249's, as the adapter does with those of its own calls
+            connection._handle_exception(error)
+
+    def recover(self, connection: Any, cursor: Any) -> bool:
+        # Asyncpg has asked the server to cancel, and waits for the answer before anything else. Without a transaction
+        # it was BEGIN or COMMIT that was cancelled: nobody knows what the next transaction would be in.
+        # (SQLAlchemy 2.0 knows by _started, 2.1 by _transaction)
+        if not getattr(connection, "_started", connection._transaction is not None):
+            if not connection.autocommit:
+                return False
+            # under autocommit, a transaction may have been begun in a string
+            connection.run_async(lambda driver_connection: driver_connection.execute("ROLLBACK"))
+        connection.rollback()
+        return True
+
+    def follow_schema(self, cursor: Any, dialect: Any) -> None:
+        # as SQLAlchemy's own execution does it
+        cursor._invalidate_schema_cache_asof = dialect._invalidate_schema_cache_asof
+
+    def note(self, error: BaseException, dialect: Any) -> None:
+        if isinstance(error, (dialect.dbapi.InvalidCachedStatementError, dialect.dbapi.InternalServerError)):
+            dialect._invalidate_schema_cache()
+
+    def discard(self, connection: Any) -> bool:
+        connection.rollback()
+        connection.run_async(lambda driver_connection: driver_connection.execute(self._discard_all))
+        return True
+
+    def _value(self, connection: Any, statement: str) -> Any:
+        # past the adapter, which would begin a transaction
+        return connection.run_async(lambda driver_connection: driver_connection.fetchval(statement))
+
+    def _set_isolation_level(self, connection: Any, level: str | None) -> None:
+        # the level of an autocommit connection is that it has no transactions
+        if connection.isolation_level != "autocommit":
+            connection.isolation_level = None if level is None else level.lower().replace(" ", "_")
+
+    def _set_read_only(self, connection: Any, read_only: bool | None) -> None:
+        connection.readonly = bool(read_only)
+
+    def set_autocommit(self, connection: Any, enabled: bool) -> None:
+        # the adapter's own autocommit=False goes back to what the engine began with, which may be autocommit
+        if connection.autocommit != enabled:
+            connection.isolation_level = "autocommit" if enabled else None

@@ -1,0 +1,278 @@
+"""The drivers of PostgreSQL on libpq: psycopg2 and psycopg."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from sqlalchemy import URL
+from sqlalchemy.util import greenlet_spawn
+
+from sqlspec.adapters.driver import Driver, Language, TransactionOptions, whole_seconds
+from sqlspec.adapters.loading import Position, Target, copy_text
+from sqlspec.exceptions import ConfigError
+
+if TYPE_CHECKING:
+    from sqlspec.adapters.postgresql import PostgreSQLConfig
+
+__all__ = ["PostgreSQLDriver", "Psycopg", "Psycopg2", "PsycopgAsync", "awaiting"]
+
+# As DISCARD ALL, which would take along what asyncpg and psycopg have prepared by themselves: no state of the session.
+_ALL_BUT_STATEMENTS = (
+    "CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *; SELECT pg_advisory_unlock_all(); "
+    "DISCARD PLANS; DISCARD TEMP; DISCARD SEQUENCES"
+)
+
+# the types json and jsonb
+_JSON = frozenset({114, 3802})
+# where COPY met a bad row
+_LINE = re.compile(r"\bCOPY .*?, line (\d+)")
+
+
+def _line_of(error: BaseException) -> int | None:
+    """Return which row COPY met, from 1, as the server says it."""
+    for found in (error, error.__cause__):
+        context = getattr(getattr(found, "diag", None), "context", None) or getattr(found, "context", None)
+        if context and (line := _LINE.search(context)):
+            return int(line[1])
+    return None
+
+
+# An INSERT of one row, and nothing in it that could hide a parenthesis. Of several rows at once, ON CONFLICT DO UPDATE
+# could not touch one twice.
+_ONE_ROW = re.compile(
+    r"""(\s*INSERT\s+INTO\s[^'"$();-]*(?:\([^'"$();-]*\))?\s*VALUES\s*)(\([^'"$();-]*\))\s*\Z""", re.IGNORECASE
+)
+_ROWS_A_PAGE = 1000
+
+
+class _Chunks:
+    """Be a file that COPY reads from."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._rest = b""
+
+    def read(self, size: int) -> bytes:
+        """Return up to so many bytes; none at the end."""
+        if not self._rest:
+            self._rest = next(self._chunks, b"")
+        part, self._rest = self._rest[:size], self._rest[size:]
+        return part
+
+
+async def awaiting(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """Return chunks of rows that may come asynchronously, which takes a greenlet of SQLAlchemy's."""
+    while chunk := await greenlet_spawn(next, chunks, b""):
+        yield chunk
+
+
+class PostgreSQLDriver(Driver):
+    """Do what all drivers of PostgreSQL do alike."""
+
+    extra = "postgresql"
+    syntax = "postgresql"
+    language: ClassVar[Language] = "postgresql"
+
+    _discard_all = _ALL_BUT_STATEMENTS
+
+    _config: PostgreSQLConfig
+
+    def __init__(self, config: PostgreSQLConfig) -> None:
+        self._config = config
+
+    def url(self) -> URL:
+        url = self._config.parsed_url.set(drivername=f"postgresql+{self.name}")
+        return url.difference_update_query(["options"])
+
+    def connect_args(self) -> dict[str, Any]:
+        config = self._config
+        arguments: dict[str, Any] = {
+            "connect_timeout": whole_seconds(config.connect_timeout),
+            "application_name": config.application_name,
+            "client_encoding": config.client_encoding,
+        }
+        if options := self._options():
+            arguments["options"] = options
+        if config.tls is not None:
+            arguments["sslmode"] = config.tls
+        if config.tls_ca is not None:
+            arguments["sslrootcert"] = config.tls_ca
+        return arguments
+
+    def _options(self) -> str:
+        # given at the start of the connection, they survive ROLLBACK and DISCARD ALL, as SET would not
+        given = self._config.parsed_url.query.get("options", "")
+        options = [given] if isinstance(given, str) else list(given)
+        if self._config.command_timeout is not None:
+            options.append(f"-c statement_timeout={math.ceil(self._config.command_timeout * 1000)}")
+        if "jit" in self._config.model_fields_set:
+            options.append(f"-c jit={'on' if self._config.jit else 'off'}")
+        return " ".join(option for option in options if option)
+
+    def begin(self, connection: Any, options: TransactionOptions | None) -> None:
+        # Client-side: the driver's next BEGIN carries them, no round trip of their own.
+        if options is not None:
+            if options.isolation_level is not None:
+                self._set_isolation_level(connection, options.isolation_level)
+            if options.read_only:
+                self._set_read_only(connection, True)
+
+    def restore(self, connection: Any, options: TransactionOptions) -> None:
+        self._set_isolation_level(connection, None)
+        self._set_read_only(connection, None)
+
+    def _set_isolation_level(self, connection: Any, level: str | None) -> None:
+        raise NotImplementedError
+
+    def _set_read_only(self, connection: Any, read_only: bool | None) -> None:
+        raise NotImplementedError
+
+    def check_preparing(self) -> None:
+        if self._config.prepare_threshold is None:
+            raise ConfigError("prepare_threshold=None says that a proxy is in between: nothing can be prepared there")
+
+    def load(self, connection: Any, target: Target, rows: Position) -> None:
+        with closing(connection.cursor()) as cursor:
+            cursor.execute(target.select_nothing())
+            found = enumerate(cursor.description or ())
+            json_columns = frozenset(position for position, column in found if column[1] in _JSON)
+        try:
+            self._copy(connection, target, copy_text(rows, json_columns))
+        except Exception as error:
+            rows.bad = _line_of(error)
+            raise
+
+    def _copy(self, connection: Any, target: Target, chunks: Iterator[bytes]) -> None:
+        raise NotImplementedError
+
+    def server_version(self, connection: Any) -> str:
+        return f"PostgreSQL {connection.info.parameter_status('server_version')}"
+
+    def host(self, connection: Any) -> str | None:
+        # libpq's: the config may have left it to PGHOST
+        host = connection.info.host
+        return None if not host or host.startswith("/") else str(host)
+
+    def set_autocommit(self, connection: Any, enabled: bool) -> None:
+        if connection.autocommit != enabled:
+            connection.autocommit = enabled
+
+    def discard(self, connection: Any) -> bool:
+        connection.rollback()
+        before = connection.autocommit
+        connection.autocommit = True
+        try:
+            with closing(connection.cursor()) as cursor:
+                cursor.execute(self._discard_all)
+        finally:
+            connection.autocommit = before
+        return True
+
+
+class Psycopg2(PostgreSQLDriver):
+    """Do it on psycopg2."""
+
+    name = "psycopg2"
+    _discard_all = "DISCARD ALL"
+
+    def uses_tls(self, connection: Any) -> bool:
+        return bool(connection.info.ssl_in_use)
+
+    def end(self, connection: Any, how: Literal["commit", "rollback"]) -> None:
+        super().end(connection, how)
+        # under autocommit psycopg2's own methods do nothing; 0 is libpq's PQTRANS_IDLE
+        if connection.autocommit and connection.info.transaction_status != 0:
+            with closing(connection.cursor()) as cursor:
+                cursor.execute(how.upper())
+
+    def execute_many(self, cursor: Any, statement: str, rows: list[Any]) -> int | None:
+        # psycopg2's own executemany() is a round trip a row
+        from psycopg2.extras import execute_values
+
+        insert = _ONE_ROW.match(statement)
+        if insert is None:
+            return super().execute_many(cursor, statement, rows)
+        changed = 0
+        for start in range(0, len(rows), _ROWS_A_PAGE):
+            execute_values(cursor, f"{insert[1]}%s", rows[start : start + _ROWS_A_PAGE], insert[2], _ROWS_A_PAGE)
+            changed += cursor.rowcount
+        return changed
+
+    def _copy(self, connection: Any, target: Target, chunks: Iterator[bytes]) -> None:
+        with closing(connection.cursor()) as cursor:
+            cursor.copy_expert(target.copy(), _Chunks(chunks))
+
+    def _set_isolation_level(self, connection: Any, level: str | None) -> None:
+        connection.isolation_level = level
+
+    def _set_read_only(self, connection: Any, read_only: bool | None) -> None:
+        connection.readonly = read_only
+
+
+class Psycopg(PostgreSQLDriver):
+    """Do it on psycopg (version 3)."""
+
+    name = "psycopg"
+    extra = "psycopg"
+
+    def describe(self, cursor: Any) -> Any:
+        # psycopg makes its description anew for each use, in Python
+        result = cursor.pgresult
+        return None if result is None else [result.fname(position) for position in range(result.nfields)]
+
+    def connect_args(self) -> dict[str, Any]:
+        return {**super().connect_args(), "prepare_threshold": self._config.prepare_threshold}
+
+    def uses_tls(self, connection: Any) -> bool:
+        return bool(connection.pgconn.ssl_in_use)
+
+    def _copy(self, connection: Any, target: Target, chunks: Iterator[bytes]) -> None:
+        with connection.cursor() as cursor, cursor.copy(target.copy()) as copy:
+            for chunk in chunks:
+                copy.write(chunk)
+
+    def _set_isolation_level(self, connection: Any, level: str | None) -> None:
+        import psycopg
+
+        wanted = None if level is None else psycopg.IsolationLevel[level.replace(" ", "_")]
+        connection.isolation_level = wanted
+
+    def _set_read_only(self, connection: Any, read_only: bool | None) -> None:
+        connection.read_only = read_only
+
+
+class PsycopgAsync(Psycopg):
+    """Do it on psycopg's asynchronous connections, as SQLAlchemy adapts them."""
+
+    is_async = True
+
+    def describe(self, cursor: Any) -> Any:
+        return cursor.description
+
+    def uses_tls(self, connection: Any) -> bool:
+        return super().uses_tls(connection.driver_connection)
+
+    def _copy(self, connection: Any, target: Target, chunks: Iterator[bytes]) -> None:
+        async def copy_in(driver_connection: Any) -> None:
+            async with driver_connection.cursor() as cursor, cursor.copy(target.copy()) as copy:
+                async for chunk in awaiting(chunks):
+                    await copy.write(chunk)
+
+        connection.run_async(copy_in)
+
+    def recover(self, connection: Any, cursor: Any) -> bool:
+        # psycopg has cancelled the statement, and read what the server said to that
+        connection.rollback()
+        return not connection.closed
+
+    def _set_isolation_level(self, connection: Any, level: str | None) -> None:
+        import psycopg
+
+        connection.set_isolation_level(None if level is None else psycopg.IsolationLevel[level.replace(" ", "_")])
+
+    def _set_read_only(self, connection: Any, read_only: bool | None) -> None:
+        connection.set_read_only(read_only)
