@@ -47,11 +47,8 @@ class HandOverPool(SlotPool):
         slots = self._pool
         if slots.is_closed:
             raise PoolClosed(_CLOSED)
-        limit = self._max_waiters
-        room = slots.capacity - len(slots.known) + len(slots.opening)
-        if limit is not None and len(slots.waiters) - max(0, room) >= limit:
-            slots.tally.note("refused")
-            raise PoolTimeout(f"{len(slots.waiters)} callers wait for a connection already, and max_waiters={limit}")
+        if self._max_waiters is not None:
+            self._refuse_beyond(self._max_waiters)
         begin, deadline = time.monotonic(), checkout_deadline.get()
         patience = self._timeout if deadline is None else max(0.0, deadline - begin)
         if patience is None:
@@ -82,15 +79,22 @@ class HandOverPool(SlotPool):
             if outcome is _GAVE_UP:
                 # otherwise it has been taken from the line; looking for it would take long in a long one
                 slots.leave(waiter)
+        if isinstance(outcome, Slot):
+            if outcome.opened_at is None:
+                self._connect_first(outcome)
+            return outcome
         if outcome is _GAVE_UP:
             slots.tally.note("timeouts")
-            raise self._timed_out(owner, patience)
-        if isinstance(outcome, BaseException):
-            raise outcome
-        slot: Slot = outcome
-        if slot.opened_at is None:
-            self._connect_first(slot)
-        return slot
+            outcome = self._timed_out(owner, patience)
+        error: BaseException = outcome
+        raise error
+
+    def _refuse_beyond(self, limit: int) -> None:
+        slots = self._pool
+        room = slots.capacity - len(slots.known) + len(slots.opening)
+        if len(slots.waiters) - max(0, room) >= limit:
+            slots.tally.note("refused")
+            raise PoolTimeout(f"{len(slots.waiters)} callers wait for a connection already, and max_waiters={limit}")
 
     def _pause_of_waiters(self) -> float:
         """Return after how many seconds a waiter does something about it; in a crowd later, since all of them do."""
@@ -152,8 +156,21 @@ class HandOverPool(SlotPool):
         """Give a slot to who waits, to the idle ones, or up."""
         slots = self._pool
         is_wanted = not (slot.is_retired or slots.is_closed)
-        if is_wanted and slots.waiters and self._hand_over(slot):
-            return
+        waiters = slots.waiters
+        # Hand it over. Needs no lock: of those who offer at the same time, one is the first.
+        while waiters and is_wanted and len(slots.known) <= slots.capacity:
+            try:
+                waiter = waiters[0]
+            except IndexError:
+                break
+            # who has decided may have this very slot behind it: it has come back before its waiter left the line
+            is_taken = not (waiter.decision or waiter.is_gone) and waiter.offer(slot) is slot
+            # woken, and only then taken from the line: if an interrupt comes in between, the next one who gives
+            # back or settles finds it here and goes on
+            waiter.wake()
+            slots.leave(waiter)
+            if is_taken:
+                return
         if slots.is_retired or not is_wanted:
             try:
                 self._close_slot(slot, "closed" if slots.is_closed else "disposed")
@@ -162,25 +179,8 @@ class HandOverPool(SlotPool):
             return
         slots.queue.append(slot)
         # looked at after that: who closes the pool, or waits, looks at the idle ones after it has said so
-        if slots.waiters or len(slots.known) > slots.kept or slots.is_closed or slots.is_retired:
+        if waiters or len(slots.known) > slots.kept or slots.is_closed or slots.is_retired:
             self._settle()
-
-    def _hand_over(self, slot: Slot) -> bool:
-        """Give a slot that comes back to the first in the line; tell whether somebody took it.
-
-        Needs no lock: of those who offer at the same time, one is the first.
-        """
-        slots = self._pool
-        while len(slots.known) <= slots.capacity and (waiter := slots.first_waiter()) is not None:
-            # who has decided may have this very slot behind it: it has come back before its waiter left the line
-            is_taken = not (waiter.decision or waiter.is_gone) and waiter.offer(slot) is slot
-            # woken, and only then taken from the line: if an interrupt comes in between, the next one who gives
-            # back or settles finds it here and goes on
-            waiter.wake()
-            slots.leave(waiter)
-            if is_taken:
-                return True
-        return False
 
     def _close_slot(self, slot: Slot, reason: str) -> None:
         """Close the connection of a slot that nobody has, and only then count it out: servers have limits as well."""
@@ -249,7 +249,7 @@ class HandOverPool(SlotPool):
         to_close += slots.pick_for_closing(slots.count() - slots.capacity, "resized")
         to_close += slots.pick_for_closing(min(slots.surplus, slots.count() - slots.maxsize), "lingered")
         slots.surplus = 0
-        # in the order of `_hand_over`, for its reasons
+        # in the order of `_pass_on`, for its reasons
         while (waiter := slots.first_waiter()) is not None:
             if not (waiter.decision or waiter.is_gone):
                 outcome = PoolClosed(_CLOSED) if slots.is_closed else self._next_slot_locked(waiter)

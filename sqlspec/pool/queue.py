@@ -108,7 +108,8 @@ class FairQueuePool(HandOverPool):
         code, instruction = find_place(self._further)
         if not slots.waiters:
             try:  # noqa: SIM105  # suppress() would cost more than all the rest
-                slot = slots.take()
+                # as take()
+                slot = slots.queue.pop() if slots.use_lifo else slots.queue.popleft()
             except IndexError:
                 pass
         if slot is None:

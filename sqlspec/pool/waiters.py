@@ -48,4 +48,4 @@ class Waiter:
 
     def wait(self, seconds: float) -> None:
         """Return when woken, or after so many seconds."""
-        self._gate.acquire(timeout=max(seconds, 0.0))
+        self._gate.acquire(True, seconds if seconds > 0.0 else 0.0)
