@@ -17,7 +17,7 @@ from itertools import chain
 from time import perf_counter
 from typing import Any, NamedTuple
 
-from pools import KITS, LEAST, AsyncDriver, Driver, Kit, Maker, Pool, Refused
+from pools import KITS, LEAST, PROMISED, AsyncDriver, Driver, Kit, Maker, Pool, Refused
 from report import compare
 
 Figures = Mapping[str, float]
@@ -152,7 +152,11 @@ def starvation(kit: Kit, quick: bool) -> Figures:
 
 
 def churn(kit: Kit, quick: bool) -> Figures:
-    """Have 100 threads share 10 connections and hold them for no time; compare with others right afterwards."""
+    """Have 100 threads share 10 connections and hold them for no time; compare with others right afterwards.
+
+    Two pools that nobody uses show what is possible: the least keeps the order, the promised one does besides what is
+    promised of each checkout.
+    """
 
     def measure(make: Maker | None) -> float:
         if make is None:
@@ -162,8 +166,11 @@ def churn(kit: Kit, quick: bool) -> Figures:
             return throughput(together(100, lambda _: ask_again_and_again(pool, 0.3 if quick else 2.0, nothing)))
 
     own = measure(kit.threads)
-    others = {name: kit.threads for name, kit in KITS.items()} | {"the least": LEAST}
-    return {f"throughput / {name}": own / measure(others.get(name)) for name in ("stock", "psycopg_pool", "the least")}
+    others = {name: kit.threads for name, kit in KITS.items()} | {"the least": LEAST, "the promised": PROMISED}
+    seen = {name: measure(others.get(name)) for name in ("stock", "psycopg_pool", "the least", "the promised")}
+    return {f"throughput / {name}": own / other for name, other in seen.items()} | {
+        "the promised / stock": seen["the promised"] / seen["stock"]
+    }
 
 
 def tasks(kit: Kit, quick: bool) -> Figures:
@@ -318,6 +325,8 @@ SCENARIOS = {
             "throughput / stock": Bar(">=", 2.0),
             "throughput / psycopg_pool": Bar(">=", 0.8),
             "throughput / the least": Bar(">=", 0.6),
+            "throughput / the promised": Bar(">=", 0.8),
+            "the promised / stock": Bar(">=", 2.0),
         },
     ),
     "tasks": Scenario(

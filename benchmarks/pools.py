@@ -21,8 +21,10 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from sqlspec.pool import BEYOND_QUEUEPOOL, AsyncFairQueuePool, FairQueuePool
+from sqlspec.pool.places import find_place, held_here, owner_of_thread
+from sqlspec.pool.stats import MANY, Tally
 
-__all__ = ["KITS", "LEAST", "AsyncDriver", "Driver", "Kit", "Maker", "Pool", "Refused"]
+__all__ = ["KITS", "LEAST", "PROMISED", "AsyncDriver", "Driver", "Kit", "Maker", "Pool", "Refused"]
 
 # what a config of sqlspec switches on
 LIKE_A_CONFIG: dict[str, Any] = {**BEYOND_QUEUEPOOL, "nested_checkout": "warn", "recycle": 3600}
@@ -139,6 +141,40 @@ class LeastPool(QueuePool):
             gate.release()
 
 
+class PromisedPool(LeastPool):
+    """Do in addition what is promised of each checkout, in the fewest steps, and still none of what can go wrong.
+
+    That is: it has a deadline, waits and holds are counted, one can ask who holds it, since when and where, and
+    nesting is noticed. The pool cannot be faster than this one.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._tally = Tally()
+        self._marks: dict[Any, Any] = {}
+
+    def _do_get(self) -> Any:
+        began, owner, (code, instruction) = time.monotonic(), owner_of_thread(), find_place()
+        held_here.get()
+        given, gate = waiter = ([], Lock())
+        gate.acquire()
+        self._waiters.append(waiter)
+        self._serve()
+        if not gate.acquire(True, 30.0):
+            raise exc.TimeoutError
+        now = time.monotonic()
+        self._tally.waits.append(now - began)
+        self._marks[given[0]] = mark = (now, owner, code, instruction, None, None)
+        held_here.set(mark)
+        return given[0]
+
+    def _do_return_conn(self, record: Any) -> None:
+        self._tally.holds.append(time.monotonic() - self._marks.pop(record)[0])
+        if len(self._tally.holds) > MANY:
+            self._tally.sum_up()
+        super()._do_return_conn(record)
+
+
 class Pool(NamedTuple):
     """Hold how connections are checked out and in, both awaitable in a pool for tasks, and what a timeout raises."""
 
@@ -221,7 +257,7 @@ def of_dbutils(driver: Driver, size: int, overflow: int = 0, timeout: float = 30
     pool.close()
 
 
-LEAST = of_sqlalchemy(LeastPool)
+LEAST, PROMISED = of_sqlalchemy(LeastPool), of_sqlalchemy(PromisedPool)
 
 
 def cycles(kind: type[QueuePool], **options: Any) -> Mapping[str, Maker]:
