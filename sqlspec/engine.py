@@ -30,8 +30,8 @@ __all__ = ["SESSION_STATE", "adopt_transaction", "borrow", "build_engine", "disc
 
 _logger = logging.getLogger("sqlspec")
 
-# The autocommit that who checks a connection out is about to set; None: the config's.
-wanted_autocommit: ContextVar[bool | None] = ContextVar("wanted_autocommit", default=None)
+# The autocommit that who checks a connection out of this engine is about to set; where there is none, the config's.
+wanted_autocommit: ContextVar[tuple[Engine, bool] | None] = ContextVar("wanted_autocommit", default=None)
 # In the info of a connection: what is known of the server's session, until that is reset.
 SESSION_STATE = "sqlspec_session_state"
 # In the record_info of a connection: the options of its borrower's transactions, and, for a moment, that
@@ -271,7 +271,9 @@ def _switching_autocommit(engine: Engine, driver: Driver) -> Any:
     def switch(connection: Any, record: object, proxy: object) -> None:
         wanted = wanted_autocommit.get()
         try:
-            driver.set_autocommit(connection, driver.autocommit if wanted is None else wanted)
+            # of another engine: this one is asked for a password, say, while that one connects
+            is_meant = wanted is not None and wanted[0] is engine
+            driver.set_autocommit(connection, wanted[1] if wanted is not None and is_meant else driver.autocommit)
         except engine.dialect.loaded_dbapi.Error as error:
             # as after a ping that failed: the pool connects anew within the same checkout
             raise exc.DisconnectionError("the connection does not take a switch of autocommit") from error

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import datetime
 import decimal
+import enum
+import json
 import math
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -16,8 +19,9 @@ import sqlalchemy as sa
 from sqlalchemy import exc
 
 from sqlspec import LoadError, SQLSpec, copy_rows
-from sqlspec.adapters import SQLiteConfig
+from sqlspec.adapters import MySQLConfig, PostgreSQLConfig, SQLiteConfig
 from tests.conftest import Database
+from tests.servers import PASSWORD
 
 HARD = [
     "plain",
@@ -274,3 +278,175 @@ def test_tasks_load_and_copy_as_well(items: SQLSpec, database: Database, tmp_pat
 
     asyncio.run(main())
     assert len(found(items)) == 1501
+
+
+class Fruit(str, enum.Enum):  # noqa: UP042  # the older kind, whose str() is not its value
+    APPLE = "apple"
+
+
+class Size(int, enum.Enum):
+    LARGE = 3
+
+
+def test_members_of_enumerations_and_subclasses_are_loaded_by_value(spec: SQLSpec, database: Database) -> None:
+    class Text(str):
+        __slots__ = ()
+
+    with spec.get_session("primary") as session:
+        session.execute("CREATE TABLE members (a VARCHAR(50), b INTEGER, c VARCHAR(50), d VARCHAR(100))")
+        rows = [(Fruit.APPLE, Size.LARGE, Text("t\tx"), collections.OrderedDict(k=[1]))]
+        session.load_rows("members", rows)
+        found = session.execute("SELECT a, b, c, d FROM members").one()
+        session.execute("DROP TABLE members")
+    assert (*found[:3], json.loads(found[3])) == ("apple", 3, "t\tx", {"k": [1]})
+
+
+def test_what_has_no_value_in_the_database_is_refused_with_its_position(items: SQLSpec) -> None:
+    good = [(number, "x") for number in range(1, 1500)]
+    bad: list[Any] = [(5000, object()), (5000, "\ud800"), (), None]
+    for row in bad:
+        with pytest.raises(LoadError) as caught, items.get_session("primary") as session:
+            session.load_rows("items", [*good, row, (6000, "x")], columns=("id", "name"))
+        assert caught.value.position == 1500, row
+    assert found(items) == []
+
+
+def test_mappings_must_have_the_same_keys(items: SQLSpec) -> None:
+    with items.get_session("primary") as session:
+        for bad in ({"id": 2}, {"id": 2, "name": "b", "price": 5}):
+            with pytest.raises(LoadError) as caught:
+                session.load_rows("items", [{"id": 1, "name": "a"}, bad])
+            assert caught.value.position == 2
+            assert any(name in str(caught.value.__cause__) for name in ("name", "price"))
+            session.rollback()
+        wide = [{"id": 1, "name": "a", "more": 1}, {"name": "b", "id": 2}]
+        assert session.load_rows("items", wide, columns=("id", "name")) == 2
+    assert found(items) == [(1, "a"), (2, "b")]
+
+
+def test_names_with_percent_signs_are_loaded_into(spec: SQLSpec) -> None:
+    with spec.get_session("primary") as session:
+        table = sa.Table("100%", sa.MetaData(), sa.Column("50%%s", sa.Integer), sa.Column("b", sa.Integer))
+        table.create(session.connection())
+        session.load_rows("100%", [(1, 2)], columns=["50%%s", "b"])
+        with pytest.raises(LoadError) as caught, session.begin_nested():
+            session.load_rows("100%", [(1, 2), (3, 4, 5)], columns=["50%%s", "b"])
+        assert caught.value.position == 2
+        found = session.execute(sa.select(table)).all()
+        table.drop(session.connection())
+    assert [tuple(row) for row in found] == [(1, 2)]
+
+
+def test_rows_that_are_long_go_in_several_statements(spec: SQLSpec, database: Database) -> None:
+    with spec.get_session("primary") as session:
+        session.execute(f"CREATE TABLE long_ones (a {'LONGTEXT' if database.name == 'mariadb' else 'TEXT'})")
+        assert session.load_rows("long_ones", ((str(number % 10) * 40_000,) for number in range(600))) == 600
+        assert session.execute("SELECT count(*), sum(length(a)) FROM long_ones").one() == (600, 24_000_000)
+        session.execute("DROP TABLE long_ones")
+
+
+def test_nothing_else_runs_while_rows_are_loaded(items: SQLSpec) -> None:
+    with items.get_session("primary") as session:
+
+        def rows() -> Iterator[tuple[int, str]]:
+            yield 1, "a"
+            yield 2, session.execute("SELECT 'b'").scalar()
+
+        with pytest.raises(exc.InvalidRequestError, match="from another session"):
+            session.load_rows("items", rows(), columns=("id", "name"))
+        session.rollback()
+        assert session.execute("SELECT 3").scalar() == 3
+
+
+def test_an_interrupt_among_the_rows_stays_one(items: SQLSpec) -> None:
+    def rows() -> Iterator[tuple[int, str]]:
+        yield from ((number, "x") for number in range(1500))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), items.get_session("primary") as session:
+        session.load_rows("items", rows(), columns=("id", "name"))
+    assert found(items) == []
+
+
+@pytest.mark.parametrize("database", ["postgresql", "psycopg"], indirect=True)
+def test_an_encoding_of_the_connection_changes_no_text(database: Database) -> None:
+    with SQLSpec() as spec:
+        spec.register_config(database.config(client_encoding="latin1"))
+        with spec.get_session() as session:
+            session.execute("CREATE TEMPORARY TABLE encoded (a TEXT)")
+            session.load_rows("encoded", [("é",)])
+            assert session.execute("SELECT a, octet_length(a) FROM encoded").one() == ("é", 2)
+
+
+@pytest.mark.parametrize("database", ["postgresql", "psycopg"], indirect=True)
+def test_json_is_copied_as_it_is(spec: SQLSpec, database: Database, tmp_path: Path) -> None:
+    texts = ['"123"', '"null"', "null", "1", '"abc"', '{"a": [1]}', '["x"]', None]
+    spec.register_config(SQLiteConfig(database=str(tmp_path / "other.db")), "other")
+    with spec.get_session("primary") as session:
+        session.execute("CREATE TABLE json_source (id INTEGER, a JSON, b JSONB)")
+        session.execute("CREATE TABLE json_target (id INTEGER, a JSON, b JSONB)")
+        session.load_rows("json_source", [(number, text, text) for number, text in enumerate(texts)])
+    query = "SELECT id, a, b FROM json_source ORDER BY id"
+    with spec.get_session("other") as other:
+        other.execute("CREATE TABLE json_target (id INTEGER, a TEXT, b TEXT)")
+        with spec.get_session("primary") as source, spec.get_session("primary") as target:
+            assert (
+                copy_rows(source, query, target, "json_target") == copy_rows(source, query, other, "json_target") == 8
+            )
+            # parsed again from now on
+            assert source.execute("SELECT a FROM json_source WHERE id = 5").scalar() == {"a": [1]}
+        assert [row.a for row in other.execute("SELECT a FROM json_target ORDER BY id")] == texts
+    assert found(spec, "SELECT CAST(a AS TEXT) FROM json_target ORDER BY id") == [(text,) for text in texts]
+    with spec.get_session("primary") as session:
+        session.execute("DROP TABLE json_source")
+        session.execute("DROP TABLE json_target")
+
+
+@pytest.mark.parametrize("database", ["postgresql", "psycopg"], indirect=True)
+def test_times_of_mysql_fit_times_and_intervals(spec: SQLSpec) -> None:
+    delta = datetime.timedelta
+    with spec.get_session("primary") as session:
+        session.execute("CREATE TEMPORARY TABLE times (a TIME, b INTERVAL)")
+        session.load_rows("times", [(delta(hours=1, seconds=2), -delta(days=3, seconds=4, microseconds=5))])
+        found = session.execute("SELECT a, b FROM times").one()
+    assert tuple(found) == (datetime.time(1, 0, 2), -delta(days=3, seconds=4, microseconds=5))
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg", "asyncmy", "aiosqlite"])
+def test_tasks_copy_between_all_databases(
+    driver: str, postgresql_server: Any, mariadb_server: Any, tmp_path: Path
+) -> None:
+    def config(kind: str) -> Any:
+        if kind == "aiosqlite":
+            return SQLiteConfig(database=str(tmp_path / "tasks.db"))
+        server = mariadb_server if kind == "asyncmy" else postgresql_server
+        place = {"host": "127.0.0.1", "port": server.port, "username": "app", "password": PASSWORD}
+        if kind == "asyncmy":
+            return MySQLConfig(**place, database="app")
+        return PostgreSQLConfig(**place, database="postgres", url=f"postgresql+{kind}://")
+
+    async def main() -> None:
+        async with SQLSpec() as spec:
+            spec.register_config(config(driver), "source")
+            for name in ("asyncpg", "psycopg", "asyncmy", "aiosqlite"):
+                spec.register_config(config(name), name)
+            async with spec.get_async_session("source") as session:
+                await session.execute("DROP TABLE IF EXISTS one_source")
+                await session.execute("CREATE TABLE one_source (c VARCHAR(20), n INTEGER)")
+                await session.load_rows("one_source", [("abc", 1), (None, 2), ("ü%s", 3)])
+            for name in ("asyncpg", "psycopg", "asyncmy", "aiosqlite"):
+                for columns in (["c"], ["c", "n"]):
+                    names = ", ".join(columns)
+                    async with spec.get_async_session("source") as source, spec.get_async_session(name) as target:
+                        await target.execute("DROP TABLE IF EXISTS one_target")
+                        await target.execute("CREATE TABLE one_target (c VARCHAR(20), n INTEGER)")
+                        query = f"SELECT {names} FROM one_source ORDER BY n"
+                        assert await copy_rows(source, query, target, "one_target") == 3
+                    async with spec.get_async_session(name) as target:
+                        found = await target.execute("SELECT c, n FROM one_target").all()
+                        wanted = [("abc", 1), (None, 2), ("ü%s", 3)]
+                        assert sorted(found, key=str) == sorted(
+                            [(c, n if "n" in columns else None) for c, n in wanted], key=str
+                        )
+
+    asyncio.run(main())

@@ -77,6 +77,7 @@ class Asyncpg(PostgreSQLDriver):
                 columns=target.columns or None,
                 source=awaiting(chunks),
                 format="text",
+                encoding="UTF8",
             )
 
         try:

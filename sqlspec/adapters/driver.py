@@ -121,6 +121,10 @@ class Driver(ABC):
         """Return what tells the columns of a cursor from other columns; something empty where it has none."""
         return cursor.description
 
+    def parse_json(self, connection: Any, enabled: bool) -> None:
+        """Have the driver parse JSON, as usual, or not; where it never does, there is nothing to do."""
+        return
+
     @abstractmethod
     def set_autocommit(self, connection: Any, enabled: bool) -> None:
         """Switch the driver's autocommit, where it is otherwise; outside a transaction only."""
@@ -161,11 +165,14 @@ class Driver(ABC):
                     self._load_batch(cursor, target, insert, batch)
                     # SQLite would keep each of them
                     cursor.execute("RELEASE SAVEPOINT sqlspec_load")
-                except Exception:
-                    cursor.execute("ROLLBACK TO SAVEPOINT sqlspec_load")
+                except Exception as error:
+                    try:
+                        cursor.execute("ROLLBACK TO SAVEPOINT sqlspec_load")
+                    except Exception:  # noqa: BLE001  # the transaction has gone with it, or the connection
+                        raise error from None
                     for position, row in enumerate(batch, rows.taken - len(batch) + 1):
                         rows.bad = position
-                        cursor.execute(insert, row)
+                        self._load_batch(cursor, target, insert, [row])
                     rows.bad = None
                     raise
 

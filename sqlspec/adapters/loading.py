@@ -1,21 +1,36 @@
-"""How rows are loaded: what is loaded into, COPY's text format, and values that a database does not take by itself."""
+"""How rows are loaded: into what, how they are counted, and values that a database does not take by itself."""
 
 from __future__ import annotations
 
-import datetime
-import decimal
 import itertools
-import json
 import operator
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from enum import Enum
 from typing import Any
 
 from sqlalchemy.engine import Dialect
 
-__all__ = ["Converters", "Position", "Target", "batches", "copy_text"]
+__all__ = ["Converters", "Position", "RowProblem", "Target", "batches", "first_bad", "value_of"]
 
+# by type, for its subclasses as well
 Converters = Mapping[type, Callable[[Any], Any]]
+
+
+class RowProblem(Exception):
+    """Say what is wrong with a row that no database has seen.
+
+    Attributes:
+        position: the number of the row, from 1.
+    """
+
+    def __init__(self, position: int, problem: str) -> None:
+        super().__init__(problem)
+        self.position = position
+
+
+def value_of(member: Enum) -> Any:
+    """Return what a member of an enumeration stands for."""
+    return member.value
 
 
 class Target:
@@ -25,32 +40,49 @@ class Target:
         schema: the schema, or None.
         table: the table.
         columns: the columns; empty: all of them, in their order.
-        name: the quoted name.
     """
 
     def __init__(self, name: str, columns: Sequence[str], dialect: Dialect) -> None:
-        quote = dialect.identifier_preparer.quote
         schema, point, self.table = name.rpartition(".")
         self.schema = schema if point else None
         self.columns = tuple(columns)
-        self.name = f"{quote(schema)}.{quote(self.table)}" if point else quote(self.table)
-        self._list = ", ".join(quote(column) for column in columns)
+        self._quote = dialect.identifier_preparer.quote
 
-    def select_nothing(self) -> str:
-        """Return a SELECT of the columns, without rows."""
-        return f"SELECT {self._list or '*'} FROM {self.name} LIMIT 0"  # noqa: S608  # quoted
+    def _quoted(self, name: str, is_text_alone: bool) -> str:
+        quoted = self._quote(name)
+        # SQLAlchemy doubles percent signs for drivers that look for %s, which they do where there are parameters
+        is_doubled = quoted.count("%") == 2 * name.count("%")
+        return quoted.replace("%%", "%") if is_text_alone and is_doubled else quoted
+
+    def _name(self, is_text_alone: bool = True) -> str:
+        table = self._quoted(self.table, is_text_alone)
+        return table if self.schema is None else f"{self._quoted(self.schema, is_text_alone)}.{table}"
+
+    def _list(self, is_text_alone: bool = True) -> str:
+        names = ", ".join(self._quoted(column, is_text_alone) for column in self.columns)
+        return f" ({names})" if names else ""
+
+    def select_types(self) -> str:
+        """Return PostgreSQL's SELECT of the names and the types of all columns, in their order."""
+        name = self._name().replace("'", "''")
+        return (
+            "SELECT a.attname, COALESCE(NULLIF(t.typbasetype, 0), t.oid) FROM pg_catalog.pg_attribute a "  # noqa: S608
+            "JOIN pg_catalog.pg_type t ON t.oid = a.atttypid WHERE a.attnum > 0 AND NOT a.attisdropped "
+            f"AND a.attgenerated = '' AND a.attrelid = to_regclass('{name}') ORDER BY a.attnum"  # quoted
+        )
 
     def insert_into(self) -> str:
-        """Return an INSERT as far as its values."""
-        return f"INSERT INTO {self.name}{f' ({self._list})' if self.columns else ''}"
+        """Return an INSERT as far as its values, to be run without parameters."""
+        return f"INSERT INTO {self._name()}{self._list()}"
 
     def insert(self, mark: str, width: int) -> str:
         """Return an INSERT of one row with these placeholders."""
-        return f"{self.insert_into()} VALUES ({', '.join([mark] * width)})"
+        into = f"INSERT INTO {self._name(is_text_alone=False)}{self._list(is_text_alone=False)}"
+        return f"{into} VALUES ({', '.join([mark] * width)})"
 
     def copy(self) -> str:
-        """Return the COPY that reads rows in text format."""
-        return f"COPY {self.name}{f' ({self._list})' if self.columns else ''} FROM STDIN"
+        """Return the COPY that reads rows in text format, in UTF-8."""
+        return f"COPY {self._name()}{self._list()} FROM STDIN (ENCODING 'UTF8')"
 
 
 class Position:
@@ -91,91 +123,41 @@ class Position:
 _ROWS_A_BATCH = 1000
 
 
-def batches(rows: Iterable[Sequence[Any]], converters: Converters) -> Iterator[list[Sequence[Any]]]:
-    """Return rows in lists, the values of these types converted."""
-    source, types = iter(rows), converters.keys()
+def batches(rows: Position, converters: Converters) -> Iterator[list[Sequence[Any]]]:
+    """Return rows in lists of tuples, the values of these types converted; note the row that cannot be."""
+    source, before = iter(rows), 0
     while batch := list(itertools.islice(source, _ROWS_A_BATCH)):
-        if not types.isdisjoint(map(type, itertools.chain.from_iterable(batch))):
-            batch = [[converters[type(v)](v) if type(v) in converters else v for v in row] for row in batch]
-        yield batch
+        try:
+            converted = _converted(batch, converters)
+        except Exception:
+            rows.bad = before + first_bad(batch, lambda row: _converted([row], converters))
+            raise
+        yield converted
+        before += len(batch)
 
 
-# -- COPY's text format: https://www.postgresql.org/docs/current/sql-copy.html, "Text Format"
-
-_ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"})
-_ROWS_A_CHUNK = 1000
-
-
-def _text(value: str) -> str:
-    return value.translate(_ESCAPES)
-
-
-def _bytes(value: bytes | bytearray | memoryview) -> str:
-    return "\\\\x" + bytes(value).hex()
+def first_bad(batch: list[Any], use: Callable[[Any], object]) -> int:
+    """Return the number of the first row that cannot be used, from 1."""
+    for number, row in enumerate(batch, 1):
+        try:
+            use(row)
+        except Exception:  # noqa: BLE001  # it is raised already, for all of them
+            return number
+    return 0
 
 
-def _interval(value: datetime.timedelta) -> str:
-    return f"{value.days} days {value.seconds}.{value.microseconds:06d} seconds"
+def _converted(batch: list[Any], converters: Converters) -> list[Sequence[Any]]:
+    # drivers want tuples, and not what only behaves like one
+    if set(map(type, batch)) != {tuple}:
+        batch = [tuple(row) for row in batch]
+    if () in batch:
+        raise ValueError("a row without values")
+    types = set(map(type, itertools.chain.from_iterable(batch)))
+    needed = {kind: found for kind in types if (found := _converter(kind, converters)) is not None}
+    if needed:
+        batch = [tuple([needed[type(v)](v) if type(v) in needed else v for v in row]) for row in batch]
+    return batch
 
 
-def _json(value: Any) -> str:
-    return _text(json.dumps(value, default=str))
-
-
-def _array(value: Sequence[Any]) -> str:
-    return _text(_array_literal(value))
-
-
-def _array_literal(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return "{" + ",".join(map(_array_literal, value)) + "}"
-    if value is None:
-        return "NULL"
-    # of the encoding for COPY, only its own escapes are undone: an element has those of arrays
-    plain = value if isinstance(value, str) else _ENCODERS.get(type(value), _other)(value).replace("\\\\", "\\")
-    escaped = plain.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
-
-
-def _other(value: Any) -> str:
-    return _text(str(value))
-
-
-_ENCODERS: dict[type, Callable[[Any], str]] = {
-    str: _text,
-    int: str,
-    float: repr,
-    type(None): lambda _: "\\N",
-    bool: lambda value: "t" if value else "f",
-    decimal.Decimal: str,
-    datetime.datetime: str,
-    datetime.date: str,
-    datetime.time: str,
-    datetime.timedelta: _interval,
-    uuid.UUID: str,
-    bytes: _bytes,
-    bytearray: _bytes,
-    memoryview: _bytes,
-    dict: _json,
-    list: _array,
-    tuple: _array,
-}
-
-
-def copy_text(rows: Iterable[Sequence[Any]], json_columns: frozenset[int] = frozenset()) -> Iterator[bytes]:
-    """Encode rows for COPY, many at a time; ``json_columns`` are the positions whose lists are JSON and no arrays."""
-    source = iter(rows)
-    while lines := ["\t".join(_encode(row, json_columns)) for row in itertools.islice(source, _ROWS_A_CHUNK)]:
-        lines.append("")
-        yield "\n".join(lines).encode()
-
-
-def _encode(row: Sequence[Any], json_columns: frozenset[int]) -> list[str]:
-    if json_columns:
-        return [
-            _json(value)
-            if position in json_columns and isinstance(value, (list, tuple))
-            else _ENCODERS.get(type(value), _other)(value)
-            for position, value in enumerate(row)
-        ]
-    return [_ENCODERS.get(type(value), _other)(value) for value in row]
+def _converter(kind: type, converters: Converters) -> Callable[[Any], Any] | None:
+    return next((converters[base] for base in kind.__mro__ if base in converters), None)

@@ -7,7 +7,10 @@ import math
 import ssl
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from itertools import chain
 from typing import Any, ClassVar
 from uuid import UUID
 
@@ -15,7 +18,7 @@ from pydantic import Field, model_validator
 from sqlalchemy import URL
 
 from sqlspec.adapters.driver import Driver, TLSMode, TransactionOptions, check_tls_ca, whole_seconds
-from sqlspec.adapters.loading import Converters, Target
+from sqlspec.adapters.loading import Converters, Target, value_of
 from sqlspec.config.base import PoolConfig, SyncDatabaseConfig
 from sqlspec.exceptions import ConfigError
 
@@ -120,6 +123,7 @@ class _MySQLDriver(Driver):
     autocommit_stays = True
     scheme: ClassVar[str]
     converters: ClassVar[Converters] = {
+        Enum: value_of,
         dict: json.dumps,
         list: json.dumps,
         UUID: str,
@@ -222,6 +226,16 @@ class _MySQLDriver(Driver):
         if options.read_only:
             self._run(connection, "SET SESSION TRANSACTION READ WRITE")
 
+    def _load_batch(self, cursor: Any, target: Target, insert: str, batch: list[Sequence[Any]]) -> None:
+        for kind in set(map(type, chain.from_iterable(batch))):
+            if not issubclass(kind, _KNOWN):
+                # the drivers would take what str() makes of it
+                raise TypeError(f"MySQL has nothing for values of type {kind.__name__}: convert them")
+        self._insert(cursor, target, insert, batch)
+
+    def _insert(self, cursor: Any, target: Target, insert: str, batch: list[Sequence[Any]]) -> None:
+        cursor.executemany(insert, batch)
+
     def set_autocommit(self, connection: Any, enabled: bool) -> None:
         if connection.get_autocommit() != enabled:
             connection.autocommit(enabled)
@@ -248,7 +262,7 @@ class MySQLClient(_MySQLDriver):
     def check_preparing(self) -> None:
         raise ConfigError("mysqlclient has no prepared statements: execute the statement itself")
 
-    def _load_batch(self, cursor: Any, target: Target, insert: str, batch: list[Sequence[Any]]) -> None:
+    def _insert(self, cursor: Any, target: Target, insert: str, batch: list[Sequence[Any]]) -> None:
         # The driver's own executemany() spends most of the time on looking for the encoder of each value. What is no
         # plain number or text is left to it.
         connection = cursor.connection
@@ -258,8 +272,17 @@ class MySQLClient(_MySQLDriver):
             str: lambda value: encode(value.encode(encoding)),
             type(None): lambda _: b"NULL",
         }
-        rows = [b"(" + b",".join([encoders.get(type(v), literal)(v) for v in row]) + b")" for row in batch]
-        connection.query(f"{target.insert_into()} VALUES ".encode(encoding) + b",".join(rows))
+        into = f"{target.insert_into()} VALUES ".encode(encoding)
+        rows: list[bytes] = []
+        size = 0
+        for row in batch:
+            rows.append(b"(" + b",".join([encoders.get(type(v), literal)(v) for v in row]) + b")")
+            size += len(rows[-1])
+            if size > _BYTES_A_STATEMENT:
+                connection.query(into + b",".join(rows))
+                rows, size = [], 0
+        if rows:
+            connection.query(into + b",".join(rows))
 
     def host(self, connection: Any) -> str | None:
         host, _, way = connection.get_host_info().partition(" via ")
@@ -285,6 +308,9 @@ class MySQLClient(_MySQLDriver):
         return True
 
 
+_KNOWN = (int, float, Decimal, str, bytes, bytearray, date, time, timedelta, set, frozenset, type(None))
+# Far below any max_allowed_packet, which ends the connection.
+_BYTES_A_STATEMENT = 500_000
 # COM_SET_OPTION, and its number for one statement a call
 _SET_OPTION, _ONE_STATEMENT = 0x1B, b"\x01\x00"
 

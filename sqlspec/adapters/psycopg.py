@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import AsyncIterator, Iterator
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from sqlalchemy import URL
 from sqlalchemy.util import greenlet_spawn
 
+from sqlspec.adapters.copying import copy_text
 from sqlspec.adapters.driver import Driver, Language, TransactionOptions, whole_seconds
-from sqlspec.adapters.loading import Position, Target, copy_text
+from sqlspec.adapters.loading import Position, Target
 from sqlspec.exceptions import ConfigError
 
 if TYPE_CHECKING:
@@ -55,13 +57,23 @@ class _Chunks:
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks = chunks
         self._rest = b""
+        # what was raised while it was read: psycopg2 makes an error of its own of everything
+        self.failure: BaseException | None = None
 
     def read(self, size: int) -> bytes:
         """Return up to so many bytes; none at the end."""
-        if not self._rest:
-            self._rest = next(self._chunks, b"")
-        part, self._rest = self._rest[:size], self._rest[size:]
-        return part
+        try:
+            if not self._rest:
+                self._rest = next(self._chunks, b"")
+            part, self._rest = self._rest[:size], self._rest[size:]
+            return part
+        except BaseException as error:
+            self.failure = error
+            raise
+
+
+def _text(value: str | bytes) -> str:
+    return value if isinstance(value, str) else value.decode()
 
 
 async def awaiting(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
@@ -137,13 +149,14 @@ class PostgreSQLDriver(Driver):
 
     def load(self, connection: Any, target: Target, rows: Position) -> None:
         with closing(connection.cursor()) as cursor:
-            cursor.execute(target.select_nothing())
-            found = enumerate(cursor.description or ())
-            json_columns = frozenset(position for position, column in found if column[1] in _JSON)
+            cursor.execute(target.select_types())
+            types = dict(cursor.fetchall())
+        columns = enumerate(target.columns or types)
+        json_columns = frozenset(position for position, name in columns if types.get(name) in _JSON)
         try:
             self._copy(connection, target, copy_text(rows, json_columns))
         except Exception as error:
-            rows.bad = _line_of(error)
+            rows.bad = rows.bad or _line_of(error)
             raise
 
     def _copy(self, connection: Any, target: Target, chunks: Iterator[bytes]) -> None:
@@ -189,6 +202,13 @@ class Psycopg2(PostgreSQLDriver):
             with closing(connection.cursor()) as cursor:
                 cursor.execute(how.upper())
 
+    def parse_json(self, connection: Any, enabled: bool) -> None:
+        from psycopg2 import extras
+
+        loads = None if enabled else str
+        extras.register_default_json(connection, loads=loads)
+        extras.register_default_jsonb(connection, loads=loads)
+
     def execute_many(self, cursor: Any, statement: str, rows: list[Any]) -> int | None:
         # psycopg2's own executemany() is a round trip a row
         from psycopg2.extras import execute_values
@@ -203,8 +223,17 @@ class Psycopg2(PostgreSQLDriver):
         return changed
 
     def _copy(self, connection: Any, target: Target, chunks: Iterator[bytes]) -> None:
-        with closing(connection.cursor()) as cursor:
-            cursor.copy_expert(target.copy(), _Chunks(chunks))
+        source = _Chunks(chunks)
+        try:
+            with closing(connection.cursor()) as cursor:
+                cursor.copy_expert(target.copy(), source)
+        except Exception as error:
+            if source.failure is not None:
+                raise source.failure from None
+            if "error in .read() call" in str(error):
+                # a signal came between psycopg2 and the first line of read()
+                raise KeyboardInterrupt from error
+            raise
 
     def _set_isolation_level(self, connection: Any, level: str | None) -> None:
         connection.isolation_level = level
@@ -229,6 +258,11 @@ class Psycopg(PostgreSQLDriver):
 
     def uses_tls(self, connection: Any) -> bool:
         return bool(connection.pgconn.ssl_in_use)
+
+    def parse_json(self, connection: Any, enabled: bool) -> None:
+        from psycopg.types.json import set_json_loads
+
+        set_json_loads(json.loads if enabled else _text, connection)
 
     def _copy(self, connection: Any, target: Target, chunks: Iterator[bytes]) -> None:
         with connection.cursor() as cursor, cursor.copy(target.copy()) as copy:
@@ -255,6 +289,9 @@ class PsycopgAsync(Psycopg):
 
     def uses_tls(self, connection: Any) -> bool:
         return super().uses_tls(connection.driver_connection)
+
+    def parse_json(self, connection: Any, enabled: bool) -> None:
+        super().parse_json(connection.driver_connection, enabled)
 
     def _copy(self, connection: Any, target: Target, chunks: Iterator[bytes]) -> None:
         async def copy_in(driver_connection: Any) -> None:

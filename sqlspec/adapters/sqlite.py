@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
+from enum import Enum
 from itertools import chain
 from time import monotonic, sleep
 from typing import Any, ClassVar, Literal
@@ -19,7 +20,7 @@ from pydantic import Field, model_validator
 from sqlalchemy import URL
 
 from sqlspec.adapters.driver import Driver, TransactionOptions
-from sqlspec.adapters.loading import Converters, Target
+from sqlspec.adapters.loading import Converters, Target, value_of
 from sqlspec.config.base import NoPoolSyncConfig, SyncDatabaseConfig
 from sqlspec.exceptions import ConfigError
 
@@ -122,6 +123,7 @@ class SQLite3(Driver):
 
     mark = "?"
     converters: ClassVar[Converters] = {
+        Enum: value_of,
         bool: int,
         dict: json.dumps,
         list: json.dumps,

@@ -32,6 +32,8 @@ def copy(
     The exit code is 1 when it ends before its end; what is committed by then is told, and stays.
     """
     console = Console(stderr=True)
+    if source == target:
+        raise typer.BadParameter(f"{source} is the source and the target: its rows would be there twice")
     with open_registry(config, prefix) as spec:
         try:
             count = _copy(spec, _split(source), _split(target), batch_size, console)
@@ -46,7 +48,7 @@ def copy(
 
 def _split(argument: str) -> tuple[str, str]:
     name, point, table_name = argument.partition(".")
-    if not (name and point and table_name):
+    if not (point and all(argument.split("."))):
         raise typer.BadParameter(f"{argument!r}: write {_EXAMPLE}")
     return name, table_name
 
@@ -54,8 +56,8 @@ def _split(argument: str) -> tuple[str, str]:
 def _copy(spec: SQLSpec, source: tuple[str, str], target: tuple[str, str], batch_size: int, console: Console) -> int:
     columns = SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn()
     with (
-        spec.get_session(source[0]) as from_session,
-        spec.get_session(target[0]) as to_session,
+        spec.get_session(source[0], autocommit=False) as from_session,
+        spec.get_session(target[0], autocommit=False) as to_session,
         Progress(*columns, console=console) as progress,
     ):
         schema, point, name = source[1].rpartition(".")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Literal, NoReturn, Protocol, Self
 
@@ -63,7 +63,9 @@ class BaseSession:
     # dropped long before.
     _results: list[Callable[[], Result[Any] | None]]
     _results_limit = 1000
-    _streams: list[CursorResult[Any]]
+    _streams: Sequence[CursorResult[Any]] = ()
+    # why nothing else can run for a while
+    _occupied = ""
 
     def __init__(
         self,
@@ -118,7 +120,8 @@ class BaseSession:
         if how == "commit":
             self._require_committed()
         while self._proxy is not None and self._streams:
-            self._streams.pop().close()
+            *self._streams, last = self._streams
+            last.close()
         self._uncommitted = self._is_lost = False
         connection = self._connection
         failed = connection is not None and not connection.in_transaction() and connection.get_transaction() is not None
@@ -158,6 +161,8 @@ class BaseSession:
     def connection(self) -> Connection:
         """Return the SQLAlchemy connection of this session, in the same transaction."""
         self._require_open()
+        if self._streams or self._occupied:
+            self._require_free()
         if self._connection is not None:
             self._living(self._connection)
         if self._driver_connection is None:
@@ -212,12 +217,12 @@ class BaseSession:
                 self._source = self._source.successor
                 self._engine, self._driver = self._source.engine, self._source.driver
                 self._toggle_autocommit = self._autocommit is not self._driver.autocommit
-        self._results, self._streams = [], []
+        self._results, self._streams = [], ()
         self._echo = self._engine._should_log_info()
         self._take(proxy)
 
     def _check_out_switched(self, timeout: float | None) -> PoolProxiedConnection:
-        token = wanted_autocommit.set(self._autocommit)
+        token = wanted_autocommit.set((self._engine, self._autocommit))
         try:
             return self._source.check_out(timeout)
         finally:
@@ -236,6 +241,13 @@ class BaseSession:
     def _require_open(self) -> None:
         if self._closed:
             raise exc.ResourceClosedError("This session is closed: get a new one with get_session().")
+
+    def _require_free(self) -> None:
+        if self._occupied:
+            raise exc.InvalidRequestError(self._occupied)
+        # the rows that are not read yet would be lost, of which asyncmy says nothing
+        if self._driver.syntax == "mysql" and not all(stream._soft_closed for stream in self._streams):
+            raise exc.InvalidRequestError("a stream is open, and nothing else can run on MySQL: read or close it first")
 
     def close(self) -> None:
         """Roll back what is not committed, and check the connection in. Harmless when repeated."""

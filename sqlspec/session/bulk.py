@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from sqlalchemy import Executable
 
-from sqlspec.adapters.loading import Position
+from sqlspec.adapters.loading import Position, RowProblem
 from sqlspec.exceptions import LoadError
 
 if TYPE_CHECKING:
@@ -29,13 +29,21 @@ def sequences_of(rows: Iterable[Any], columns: Sequence[str]) -> tuple[Sequence[
     if not first or not isinstance(first[0], Mapping):
         return columns, Position(together)
     names = list(columns or first[0])
-    return names, Position(_values(together, names))
+    return names, Position(_values(together, names, () if columns else names))
 
 
-def _values(rows: Iterable[Mapping[str, Any]], names: Sequence[str]) -> Iterator[Sequence[Any]]:
-    if len(names) > 1:
-        return map(itemgetter(*names), rows)
-    return ((row[names[0]],) for row in rows)
+def _values(rows: Iterable[Mapping[str, Any]], names: Sequence[str], all_names: Sequence[str]) -> Iterator[Any]:
+    """Return the values of mappings; where ``all_names`` are given, there must not be others."""
+    get, count = itemgetter(*names), len(all_names)
+    for position, row in enumerate(rows, 1):
+        try:
+            values = get(row)
+        except KeyError as error:
+            raise RowProblem(position, f"it has no value for {error}") from None
+        if count and len(row) != count:
+            others = ", ".join(sorted(str(name) for name in row if name not in all_names))
+            raise RowProblem(position, f"it has values for {others}, which the first row has not: give columns=")
+        yield values if len(names) > 1 else (values,)
 
 
 @overload
@@ -110,14 +118,15 @@ def _copy(
     batch_size: int = 10_000,
     progress: Callable[[int], object] | None = None,
 ) -> int:
-    committed = 0
+    committed = under_way = 0
     try:
-        with source.stream(query, parameters, chunk_size=batch_size) as rows:
+        with source._text_of_json(), source.stream(query, parameters, chunk_size=batch_size) as rows:
             names = columns or list(rows.keys())
             for batch in rows.partitions(batch_size):
                 target.load_rows(table, batch, names)
+                under_way = len(batch)
                 target.commit()
-                committed += len(batch)
+                committed, under_way = committed + under_way, 0
                 if progress is not None:
                     progress(committed)
     except LoadError as error:
@@ -125,6 +134,7 @@ def _copy(
         cause, position = error.__cause__ or error, error.position
         raise LoadError(table, cause, None if position is None else committed + position, committed) from cause
     except BaseException as error:
-        error.add_note(f"sqlspec: {committed} rows are committed in {table}")
+        perhaps = f", and perhaps {under_way} more, whose COMMIT was under way" if under_way else ""
+        error.add_note(f"sqlspec: {committed} rows are committed in {table}{perhaps}")
         raise
     return committed

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from sqlspec.adapters.driver import Language, Syntax
 
-__all__ = ["PlaceholderError", "Statement", "bind", "bind_rows", "prepare", "rows_of"]
+__all__ = ["PlaceholderError", "Statement", "bind", "bind_rows", "is_single", "prepare", "rows_of"]
 
 Style = Literal["none", "positional", "named"]
 
@@ -159,6 +159,27 @@ def _translate(sql: str, language: Language, style: Style) -> Statement:
             f"the statement mixes {'?' if style == 'positional' else ':name'} with %s: keep one kind of placeholder"
         )
     return _rewrite(sql, found, language, portable)
+
+
+def is_single(sql: str, syntax: Syntax) -> bool:
+    """Tell whether nothing comes after the first semicolon that is code, but for blanks, comments and semicolons."""
+    plain = list(sql)
+    for start, end in _opaque(sql, syntax):
+        # comments are blank, and what is quoted is code
+        filler = " " if sql.startswith(("--", "#", "/*"), start) else "x"
+        plain[start:end] = filler * (end - start)
+    return not "".join(plain).partition(";")[2].strip("; \t\r\n\f\v")
+
+
+def _opaque(sql: str, syntax: Syntax) -> Iterator[tuple[int, int]]:
+    """Return where there is what is no code."""
+    position = 0
+    while match := _TOKENS[syntax].search(sql, position):
+        position = match.end()
+        if match["opaque"] is not None:
+            if match[0] == "/*":
+                position = _end_of_comment(sql, position, nested=syntax == "postgresql")
+            yield match.start(), position
 
 
 def _find(sql: str, syntax: Syntax) -> list[tuple[str, int, int, str]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlspec.engine import SESSION_STATE
 from sqlspec.session.connection import Connection, Cursor
-from sqlspec.session.placeholders import PlaceholderError, Statement, bind, prepare
+from sqlspec.session.placeholders import PlaceholderError, Statement, bind, is_single, prepare
 
 __all__ = ["PreparedStatement", "PreparedStatementCache"]
 
@@ -16,6 +16,10 @@ __all__ = ["PreparedStatement", "PreparedStatementCache"]
 _numbers = itertools.count(1)
 # a schema change has made the plan invalid; somebody has deallocated it
 _FORGOTTEN = frozenset({"0A000", "26000"})
+_DEALLOCATE = (
+    "DO $sqlspec$ BEGIN IF EXISTS (SELECT FROM pg_prepared_statements WHERE name = '{0}') "
+    "THEN DEALLOCATE {0}; END IF; END $sqlspec$"
+)
 
 
 class PreparedStatement:
@@ -64,14 +68,15 @@ class _ByHand(PreparedStatement):
 
     def execute(self, parameters: Any = None) -> Cursor:
         connection = self._connection
-        known, was_open = _of(connection), connection._open
+        # after a rollback it can be tried again, where that would undo nothing
+        known, is_used = _of(connection), connection._open or connection._begun or connection._touched
         try:
             return self._execute(known.get(self._sql) or self.prepare(), parameters)
         except Exception as error:
             if getattr(error, "pgcode", None) not in _FORGOTTEN:
                 raise
             known.pop(self._sql, None)
-            if was_open:
+            if is_used:
                 # the transaction is lost; when it is run again, the statement is prepared anew
                 raise
         connection.rollback()
@@ -88,6 +93,9 @@ class _ByHand(PreparedStatement):
 
 def _numbered(connection: Connection, sql: str) -> Statement:
     """Return the statement with the placeholders of PREPARE."""
+    if not is_single(sql, "postgresql"):
+        # what comes after the first one would run, now and never again
+        raise connection._refusal("one statement can be prepared at a time")
     try:
         return prepare(sql, "postgresql $1", "positional")
     except PlaceholderError:
@@ -150,8 +158,10 @@ class PreparedStatementCache:
             known.move_to_end(sql)
             return statement
         while len(known) >= self.max_size:
-            _, oldest = known.popitem(last=False)
-            _send(connection, f"DEALLOCATE {oldest}")
+            oldest = next(iter(known))
+            # of what somebody has deallocated by hand, it is no error; and it is known until it is done
+            _send(connection, _DEALLOCATE.format(known[oldest]))
+            del known[oldest]
         statement.prepare()
         return statement
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn, TypeVar, overload
 
 from sqlalchemy import CursorResult, Executable, Result, exc
 
-from sqlspec.adapters.loading import Target
+from sqlspec.adapters.loading import Position, RowProblem, Target
 from sqlspec.engine import adopt_transaction
 from sqlspec.exceptions import LoadError
 from sqlspec.session.base import BaseSession
@@ -135,16 +136,37 @@ class Session(BaseSession):
         connection = self.connection()
         if not connection.in_transaction():
             connection.begin()
+        self._occupied = "load_rows() is under way: take its rows from another session"
         try:
             self._driver.load(self._driver_connection, Target(table, names, self._engine.dialect), position)
         except BaseException as error:  # noqa: BLE001  # always raised again
-            if position.failure is not None:
-                raise position.failure from None
-            try:
-                self._fail(error)
-            except exc.DBAPIError as failure:
-                raise LoadError(table, failure, position.bad) from failure
+            self._occupied = ""
+            self._fail_to_load(table, position, error)
+        finally:
+            self._occupied = ""
         return position.taken
+
+    def _fail_to_load(self, table: str, position: Position, error: BaseException) -> NoReturn:
+        failure = position.failure
+        if isinstance(failure, RowProblem):
+            raise LoadError(table, failure, failure.position) from failure
+        if failure is not None:
+            raise failure from None
+        try:
+            self._fail(error)
+        except Exception as failed:
+            raise LoadError(table, failed, position.bad) from failed
+
+    @contextlib.contextmanager
+    def _text_of_json(self) -> Iterator[None]:
+        """Have JSON come as its text for a while, so that it can go on as it is: to `copy_rows`."""
+        self.connection()
+        connection, driver = self._driver_connection, self._driver
+        driver.parse_json(connection, False)
+        try:
+            yield
+        finally:
+            driver.parse_json(connection, True)
 
     def begin_nested(self) -> Savepoint:
         """Set a savepoint; use it in a ``with`` block.
@@ -164,7 +186,7 @@ class Session(BaseSession):
 
     def _open_stream(self, result: CursorResult[Any]) -> CursorResult[Any]:
         # on MySQL nothing else can run, not even COMMIT, before it is closed
-        self._streams = [known for known in self._streams if not known.closed] + [result]
+        self._streams = [known for known in self._streams if not known._soft_closed] + [result]
         return result
 
     def _refuse(self, problem: str, sql: Any, parameters: Any) -> NoReturn:
@@ -174,6 +196,8 @@ class Session(BaseSession):
     def _run(self, statement: Statement, parameters: Any, *, many: bool) -> Result[Any]:
         if self._closed:
             self._require_open()
+        if self._streams or self._occupied:
+            self._require_free()
         if statement.controls == "begin" and self._options is not None:
             raise exc.InvalidRequestError("this session begins its transactions itself, with its options: leave it out")
         connection = self._connection
