@@ -91,7 +91,14 @@ def test_copy_copies_a_table(spec: SQLSpec, database: Database, tmp_path: Path) 
     # in whatever order the database gives them
     assert int(told[2]) == (int(told[1]) - 1) // 300 * 300
     assert "UNIQUE constraint failed: people.id" in again.stderr
-    for wrong, told in (("primary", "primary.orders"), ("nobody.users", "did you mean"), ("primary.gone", "gone")):
+    wrongs = {
+        "primary": "primary.orders",
+        "primary..users": "primary.orders",
+        "nobody.users": "did you mean",
+        "primary.gone": "gone",
+        "other.people": "twice",
+    }
+    for wrong, told in wrongs.items():
         failed = CliRunner().invoke(app, ["copy", wrong, "other.people", "--config", str(path)])
         assert failed.exit_code in {1, 2}
         assert told in failed.stderr

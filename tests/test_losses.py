@@ -20,7 +20,7 @@ from sqlalchemy import exc
 from sqlspec import ConfigError, ConnectionTimeout, PoolClosed, SQLSpec, SQLSpecWarning
 from sqlspec.adapters import SQLiteConfig
 from tests.conftest import Database
-from tests.servers import wait_until
+from tests.servers import PASSWORD, wait_until
 
 USERS = sa.table("users", sa.column("id"), sa.column("name"))
 INSERT = "INSERT INTO users (name) VALUES (?)"
@@ -103,6 +103,20 @@ def test_a_loss_that_was_swallowed_comes_out_at_the_end(spec: SQLSpec, database:
         lose(session, database)
         with pytest.raises(exc.OperationalError):
             session.execute("SELECT 1")
+    assert names(spec) == []
+
+
+@on_servers
+def test_who_is_asked_for_a_password_meanwhile_gets_its_own_autocommit(spec: SQLSpec, database: Database) -> None:
+    def password() -> str:
+        with spec.get_connection("primary") as connection:
+            connection.cursor().execute("INSERT INTO users (name) VALUES ('x')")
+            connection.rollback()
+        return PASSWORD
+
+    spec.register_config(database.config(password=password), name="asking")
+    with spec.get_session("asking", autocommit=True) as session:
+        session.execute("SELECT 1")
     assert names(spec) == []
 
 

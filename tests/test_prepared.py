@@ -107,6 +107,62 @@ def test_it_is_prepared_anew_after_a_change_of_the_schema(spec: SQLSpec, cache: 
         assert statement.execute().fetchone() == (1, "Bob")
 
 
+@pytest.mark.parametrize("autocommit", [False, True])
+def test_a_change_of_the_schema_ends_no_transaction_that_was_begun(
+    spec: SQLSpec, database: Database, cache: PreparedStatementCache, autocommit: bool
+) -> None:
+    if not is_psycopg2(spec):
+        return
+    spec.register_config(database.config(autocommit=autocommit, pool_size=1), "begun")
+    driver = spec.get_engine("primary").dialect.loaded_dbapi
+    with spec.get_connection("begun") as connection:
+        statement = cache.get_or_prepare(connection, "SELECT * FROM users")
+        statement.execute()
+        connection.rollback()
+        with spec.get_session("primary") as session:
+            session.execute("ALTER TABLE users ADD COLUMN much INTEGER")
+        connection.begin()
+        if not autocommit:
+            connection.driver_connection.cursor().execute("INSERT INTO users (name) VALUES ('kept?')")
+        with pytest.raises(driver.NotSupportedError, match="cached plan"):
+            statement.execute()
+        connection.rollback()
+        assert statement.execute().fetchall() == []
+
+
+def test_a_full_cache_minds_nothing_that_was_deallocated_by_hand(spec: SQLSpec, cache: PreparedStatementCache) -> None:
+    if not is_psycopg2(spec):
+        return
+    driver = spec.get_engine("primary").dialect.loaded_dbapi
+    with spec.get_connection("primary") as connection:
+        for number in (1, 2):
+            cache.get_or_prepare(connection, f"SELECT {number}")
+        connection.cursor().execute("DEALLOCATE ALL")
+        connection.commit()
+        assert cache.get_or_prepare(connection, "SELECT 3").execute().fetchone() == (3,)
+        connection.commit()
+        with pytest.raises(driver.Error):
+            connection.cursor().execute("SELECT nothing")
+        # in a transaction that is lost nothing can be deallocated, and so nothing is forgotten
+        with pytest.raises(driver.InternalError, match="aborted"):
+            cache.get_or_prepare(connection, "SELECT 4")
+        connection.rollback()
+        assert cache.get_or_prepare(connection, "SELECT 4").execute().fetchone() == (4,)
+    assert [text[-1] for text in prepared(spec)] == ["3", "4"]
+
+
+@pytest.mark.parametrize("sql", ["SELECT 1; INSERT INTO users (name) VALUES ('x')", "SELECT ';'; SELECT 2 -- x"])
+def test_of_several_statements_none_is_prepared(spec: SQLSpec, cache: PreparedStatementCache, sql: str) -> None:
+    if not is_psycopg2(spec):
+        return
+    driver = spec.get_engine("primary").dialect.loaded_dbapi
+    with spec.get_connection("primary") as connection:
+        with pytest.raises(driver.ProgrammingError, match="one statement"):
+            cache.get_or_prepare(connection, sql)
+        for single in ("SELECT ';' ; -- one;", "SELECT $a$ ; $a$ /* ; x */ ;"):
+            assert cache.get_or_prepare(connection, single).execute().fetchone()
+
+
 def test_errors_are_the_drivers(spec: SQLSpec, cache: PreparedStatementCache) -> None:
     if not is_psycopg2(spec):
         return

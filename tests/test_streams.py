@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -42,6 +43,51 @@ def test_a_stream_that_is_left_in_the_middle_closes_its_cursor(spec: SQLSpec, da
     with spec.get_session("primary") as session:
         assert session.execute("SELECT 1").scalar() == 1
     assert spec.get_pool_stats("primary").created == 1
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_on_mysql_nothing_runs_that_would_cut_a_stream_off(spec: SQLSpec, database: Database, is_async: bool) -> None:
+    query = NUMBERS[database.name]
+    others: list[Callable[[Any], Any]] = [
+        lambda session: session.execute("SELECT 7").all(),
+        lambda session: session.execute(sa.text("SELECT 7")).all(),
+        lambda session: session.load_rows("users", [(1, "x")]),
+    ]
+
+    def in_threads(other: Callable[[Any], Any]) -> int:
+        with spec.get_session("primary") as session:
+            for count, _ in enumerate(session.stream(query, (500,), chunk_size=10), 1):
+                if count == 15:
+                    refused(lambda: other(session))
+            session.rollback()
+        return count
+
+    def refused(work: Callable[[], Any]) -> None:
+        if database.name == "mariadb":
+            with pytest.raises(exc.InvalidRequestError, match="a stream is open"):
+                work()
+        else:
+            work()
+
+    async def in_tasks(other: Callable[[Any], Any]) -> int:
+        async with SQLSpec() as registry:
+            registry.register_config(database.config())
+            async with registry.get_async_session() as session:
+                count = 0
+                async for _ in session.stream(query, (500,), chunk_size=10):
+                    count += 1
+                    if count == 15:
+                        try:
+                            await other(session)
+                        except exc.InvalidRequestError:
+                            assert database.name == "mariadb"
+                        else:
+                            assert database.name != "mariadb"
+                await session.rollback()
+        return count
+
+    for other in others:
+        assert (asyncio.run(in_tasks(other)) if is_async else in_threads(other)) == 500
 
 
 def test_what_cannot_be_streamed_is_refused(spec: SQLSpec, database: Database) -> None:
