@@ -164,8 +164,8 @@ class PromisedPool(LeastPool):
             raise exc.TimeoutError
         now = time.monotonic()
         self._tally.waits.append(now - began)
-        self._marks[given[0]] = mark = (now, owner, code, instruction, None, None)
-        held_here.set(mark)
+        self._marks[given[0]] = mark = (now, owner, code, instruction, None)
+        held_here.set((mark,))
         return given[0]
 
     def _do_return_conn(self, record: Any) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from sqlspec import PoolClosed, PoolTimeout
-from sqlspec.pool import FairQueuePool
+from sqlspec.pool import BEYOND_QUEUEPOOL, FairQueuePool
+from sqlspec.pool.places import held_here
 from sqlspec.testing import ScriptedDriver
 from tests.callers import Caller, line_up
 from tests.servers import wait_until
@@ -564,3 +565,29 @@ def test_an_interrupt_whose_traceback_is_kept_loses_no_place(
     assert kept.value.__traceback__ is not None
     pool.connect().close()
     assert pool.stats().total == 1
+
+
+def test_a_checkout_of_another_thread_keeps_no_disposed_pool_open(driver: ScriptedDriver) -> None:
+    pool = FairQueuePool(driver.connect, pool_size=2, max_overflow=0, **BEYOND_QUEUEPOOL)
+    held = pool.connect()
+    pool.dispose()
+    # between the two steps of Engine.dispose()
+    caller = Caller(pool)
+    caller.answer()
+    pool.recreate()
+    caller.give_back()
+    held.close()
+    assert pool.stats().total == 0
+
+
+def test_connections_held_hand_over_hand_are_remembered_no_longer_than_they_are_held(driver: ScriptedDriver) -> None:
+    pool = FairQueuePool(driver.connect, pool_size=5, max_overflow=0, nested_checkout="warn")
+    held = pool.connect()
+    for _ in range(100):
+        following = pool.connect()
+        held.close()
+        held = following
+    assert len(held_here.get()) == 2
+    held.close()
+    pool.connect().close()
+    assert len(held_here.get()) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import gc
 import logging
 import os
@@ -122,6 +123,67 @@ def test_an_interrupt_inside_a_checkin_leaves_nothing_in_use(
         with pytest.raises(KeyboardInterrupt):
             held.close()
     assert_whole(pool, driver)
+
+
+@pytest.mark.parametrize("is_started", [False, True])
+def test_an_interrupt_while_an_opener_starts_loses_no_place_and_serves_nobody_twice(
+    driver: ScriptedDriver, monkeypatch: pytest.MonkeyPatch, is_started: bool
+) -> None:
+    start = _thread.start_new_thread
+
+    def interrupted(*arguments: Any) -> int:
+        monkeypatch.setattr(_thread, "start_new_thread", start)
+        if is_started:
+            start(*arguments)
+        raise KeyboardInterrupt
+
+    pool = FairQueuePool(driver.connect, pool_size=2, max_overflow=0, timeout=5, **BEYOND_QUEUEPOOL)
+    held = pool.connect()
+    driver.slow("connect", 0.05, times=1)
+    monkeypatch.setattr(_thread, "start_new_thread", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pool.connect()
+    second = pool.connect()
+    with pytest.raises(PoolTimeout):
+        pool.connect(timeout=0.1)
+    assert driver.open_connections == pool.stats().checked_out == 2
+    held.close()
+    second.close()
+    assert_whole(pool, driver)
+
+
+def test_an_interrupt_while_housekeeping_starts_stops_it_for_nobody(
+    driver: ScriptedDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notify = threading.Condition.notify
+
+    def interrupted(self: threading.Condition, n: int = 1) -> None:
+        monkeypatch.setattr(threading.Condition, "notify", notify)
+        raise KeyboardInterrupt
+
+    def overflow() -> FairQueuePool:
+        return FairQueuePool(driver.connect, pool_size=1, max_overflow=2, linger_seconds=0.1)
+
+    pools = [overflow(), overflow()]
+    held = [pools[0].connect()]
+    monkeypatch.setattr(threading.Condition, "notify", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pools[0].connect()
+    for pool in pools:
+        held += [pool.connect() for _ in range(2)]
+    for connection in held:
+        connection.close()
+    wait_until(lambda: [pool.stats().total for pool in pools] == [1, 1])
+
+
+def test_a_place_that_is_found_lost_twice_is_counted_once(driver: ScriptedDriver) -> None:
+    pool = FairQueuePool(driver.connect, pool_size=2, max_overflow=0)
+    pool.connect().close()
+    ref = pool._do_get().ref
+    for _ in range(2):
+        pool._lost(ref)
+    assert pool.stats().closed == {"lost": 1}
+    assert pool.stats().total == 0
 
 
 def test_a_signal_handler_may_check_in_and_ask_for_figures(driver: ScriptedDriver) -> None:

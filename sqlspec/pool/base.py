@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from threading import get_ident
 from typing import Any, Literal
 
 from sqlalchemy.pool import Pool, QueuePool
@@ -88,7 +89,7 @@ class SlotPool(QueuePool):
         self.logger.info("Pool recreating")
         slots = self._pool
         # after dispose(), the new pool takes the place of this one
-        slots.is_retired = slots.is_disposed and self._retire_on_dispose
+        slots.is_retired = slots.disposed_by == get_ident() and self._retire_on_dispose
         self._settle()
         pool = type(self)(self._creator, **self._arguments(), _dispatch=self.dispatch)
         pool._pool.is_closed = slots.is_closed

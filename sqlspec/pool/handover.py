@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import contextvars
 import math
 import sys
-import threading
 import time
 from contextvars import ContextVar
+from threading import get_ident
 from typing import Any
 
 from sqlspec.exceptions import PoolClosed, PoolTimeout
@@ -223,10 +224,14 @@ class HandOverPool(SlotPool):
         to_close: list[tuple[Slot, str]] = []
         to_open: list[Slot] = []
         slots.has_changed = True
-        while slots.has_changed and not self._overflow_lock.locked():
-            with self._overflow_lock:
-                slots.has_changed = False
-                self._settle_locked(to_close, to_open)
+        try:
+            while slots.has_changed and not self._overflow_lock.locked():
+                with self._overflow_lock:
+                    slots.has_changed = False
+                    self._settle_locked(to_close, to_open)
+        except BaseException:
+            self._keep_all(to_close)
+            raise
         for slot in to_open:
             self._open_aside_for(slot)
         if to_close:
@@ -238,16 +243,19 @@ class HandOverPool(SlotPool):
                 self._close_slot(*to_close.pop(0))
         finally:
             # after an exception, the others are idle again
-            for slot, _ in to_close:
-                self._pool.closing.pop(slot.ref, None)
-                self._pool.queue.append(slot)
+            self._keep_all(to_close)
             self._settle()
+
+    def _keep_all(self, to_close: list[tuple[Slot, str]]) -> None:
+        for slot, _ in to_close:
+            self._pool.closing.pop(slot.ref, None)
+            self._pool.queue.append(slot)
 
     def _settle_locked(self, to_close: list[tuple[Slot, str]], to_open: list[Slot]) -> None:
         slots = self._pool
         slots.apply_limits()
-        to_close += slots.pick_for_closing(slots.count() - slots.capacity, "resized")
-        to_close += slots.pick_for_closing(min(slots.surplus, slots.count() - slots.maxsize), "lingered")
+        slots.pick_for_closing(to_close, slots.count() - slots.capacity, "resized")
+        slots.pick_for_closing(to_close, min(slots.surplus, slots.count() - slots.maxsize), "lingered")
         slots.surplus = 0
         # in the order of `_pass_on`, for its reasons
         while (waiter := slots.first_waiter()) is not None:
@@ -261,9 +269,9 @@ class HandOverPool(SlotPool):
             waiter.wake()
             slots.leave(waiter)
         if slots.is_closed or slots.is_retired:
-            to_close += slots.pick_for_closing(len(slots.queue), "closed" if slots.is_closed else "disposed")
+            slots.pick_for_closing(to_close, len(slots.queue), "closed" if slots.is_closed else "disposed")
         else:
-            to_close += slots.pick_for_closing(len(slots.queue) - slots.kept, "overflow", newest=True)
+            slots.pick_for_closing(to_close, len(slots.queue) - slots.kept, "overflow", newest=True)
         if self._open_aside and not slots.is_closed:
             wanted = min(len(slots.waiters), _OPENERS)
             while len(slots.opening) < wanted and len(slots.known) < slots.capacity:
@@ -284,14 +292,25 @@ class HandOverPool(SlotPool):
 
     def _open_aside_for(self, slot: Slot) -> None:
         run = self._pool.context_of_first_waiter().run
+        # Emptied by the thread, or by who could not start one: an interrupt leaves it open whether there is one.
+        # (Thread.start() would wait for it, and an interrupt of that may come out as a RuntimeError.)
+        box = [slot]
+        del slot
         try:
             if sys.is_finalizing():
                 raise RuntimeError("the interpreter ends, and starts no thread any more")
-            threading.Thread(target=run, args=(self._open, slot), name="sqlspec-opener", daemon=True).start()
+            _thread.start_new_thread(run, (self._open_out_of, box))
         except RuntimeError:
             # the process has no threads left: a waiter connects by itself
-            self._pool.opening.pop(slot.ref, None)
-            self._do_return_conn(slot)
+            while box:
+                with contextlib.suppress(IndexError):
+                    slot = box.pop()
+                    self._pool.opening.pop(slot.ref, None)
+                    self._do_return_conn(slot)
+
+    def _open_out_of(self, box: list[Slot]) -> None:
+        with contextlib.suppress(IndexError):
+            self._open(box.pop())
 
     def _open(self, slot: Slot) -> None:
         """Connect for whoever is first in the line when it is done, or tell the first in the line why not."""
@@ -328,8 +347,8 @@ class HandOverPool(SlotPool):
             with contextlib.suppress(IndexError):
                 self._close_slot(slots.take(), "disposed")
         self._settle()
-        # until it is used again
-        slots.is_disposed = True
+        # until this thread uses it again; others may come before it has made the next pool
+        slots.disposed_by = get_ident()
         self.logger.info("Pool disposed. %s", self.status())
 
     def close(self, timeout: float | None = None) -> int:

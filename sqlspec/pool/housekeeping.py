@@ -34,7 +34,7 @@ class _Housekeeper:
 
     def begin(self) -> None:
         """Know of nothing to look after; in a child process, whose parent has the thread."""
-        # Guards _due and _is_running: dictionary work only.
+        # Guards _due and _is_running, which the thread alone changes: dictionary work only.
         self._changed = threading.Condition()
         self._due: dict[weakref.ref[Keeper], float] = {}
         self._is_running = False
@@ -43,18 +43,24 @@ class _Housekeeper:
         """Have a pool keep house in so many seconds, if it still exists then."""
         with self._changed:
             self._due[weakref.ref(pool)] = time.monotonic() + seconds
-            is_running, self._is_running = self._is_running, True
+            is_running = self._is_running
             self._changed.notify()
         if not is_running:
             try:
+                # another one may be started at the same time: one of them ends at once
                 threading.Thread(target=self._run, name="sqlspec-housekeeping", daemon=True).start()
-            except RuntimeError:
+            except RuntimeError as error:
+                if error.__context__ is not None:
+                    # an interrupt in the middle of it
+                    raise error.__context__ from None
                 # the process has no threads left, or ends; nothing depends on this one
                 _logger.debug("no thread for housekeeping", exc_info=True)
-                with self._changed:
-                    self._is_running = False
 
     def _run(self) -> None:
+        with self._changed:
+            is_running, self._is_running = self._is_running, True
+        if is_running:
+            return
         while (due := self._next_due()) is not None:
             pool = due()
             if pool is None:

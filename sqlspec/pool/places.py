@@ -102,28 +102,22 @@ class Place(NamedTuple):
         return f"{self.code.co_filename}:{line} in {self.code.co_name}"
 
 
-# A checkout: since when by the monotonic clock, by whom, code and instruction of where, its slot by weak reference, and
-# for pools that mind nesting the checkout before it in the same context, if that is not over. A plain tuple, since
-# every checkout makes one.
-Mark = tuple[float, Owner, CodeType, int, "weakref.ref[Any]", "Mark | None"]
+# A checkout: since when by the monotonic clock, by whom, code and instruction of where, its slot by weak reference. A
+# plain tuple, since every checkout makes one.
+Mark = tuple[float, Owner, CodeType, int, "weakref.ref[Any]"]
 
 
-# What was checked out last in this context, for pools that mind nested checkouts. A thread that serves one request
-# after the other, each in a context of its own, does not nest where the request before goes on elsewhere with its
-# connection; a task does not nest what its parent holds, from whose context its own was copied. So both, the owner and
-# the context, must be the same; and since a copied context has what it was copied from, this is replaced and never
-# changed.
-held_here: ContextVar[Mark | None] = ContextVar("held_here", default=None)
+# What was checked out in this context, the last one first, as of the last checkout, for pools that mind nested ones.
+# A thread that serves one request after the other, each in a context of its own, does not nest where the request
+# before goes on elsewhere with its connection; a task does not nest what its parent holds, from whose context its own
+# was copied. So both, the owner and the context, must be the same; and since a copied context has what it was copied
+# from, this is replaced and never changed.
+held_here: ContextVar[tuple[Mark, ...]] = ContextVar("held_here", default=())
 
 
-def still_held(mark: Mark | None) -> Mark | None:
-    """Return the first of a mark and those beneath it that stands for a connection which is checked out yet."""
-    while mark is not None:
-        slot: Any = mark[4]()
-        if slot is not None and slot.mark is mark:
-            return mark  # type: ignore[no-any-return]  # a type that names itself is Any to mypy
-        mark = mark[5]
-    return None
+def still_held(marks: tuple[Mark, ...]) -> tuple[Mark, ...]:
+    """Return those of the marks whose connections are still checked out."""
+    return tuple([mark for mark in marks if (slot := mark[4]()) is not None and slot.mark is mark])
 
 
 def find_place(further: Callable[[], FrameType | None] | None = None) -> tuple[CodeType, int]:

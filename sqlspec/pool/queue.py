@@ -94,16 +94,19 @@ class FairQueuePool(HandOverPool):
 
     def _do_get(self) -> ConnectionPoolEntry:
         slots, owner = self._pool, self._owner()
-        slot = beneath = None
+        slot = None
+        held: tuple[Mark, ...] = ()
         if self._minds_nesting:
-            beneath = held_here.get()
-            if beneath is not None:
-                known = beneath[4]()
-                if known is None or known.mark is not beneath:
+            held = held_here.get()
+            if held:
+                last = held[0]
+                known = last[4]()
+                if len(held) == 1 and (known is None or known.mark is not last):
                     # as usual: it is over
-                    beneath = still_held(beneath[5]) if beneath[5] is not None else None
-                if beneath is not None:
-                    self._mind_nesting(owner, beneath)
+                    held = ()
+                else:
+                    held = still_held(held)
+                    self._mind_nesting(owner, held)
         # before it waits: afterwards the frames would have to be fetched from memory again
         code, instruction = find_place(self._further)
         if not slots.waiters:
@@ -116,9 +119,9 @@ class FairQueuePool(HandOverPool):
             slot = self._wait_for_slot(owner)
         try:
             slot.statement = None
-            slot.mark = mark = (time.monotonic(), owner, code, instruction, slot.ref, beneath)
+            slot.mark = mark = (time.monotonic(), owner, code, instruction, slot.ref)
             if self._minds_nesting:
-                held_here.set(mark)
+                held_here.set((mark, *held) if held else (mark,))
             if self._leak_seconds is not None and not slots.is_looked_after:
                 self._look_after()
         except BaseException:
@@ -141,7 +144,11 @@ class FairQueuePool(HandOverPool):
     def _look_after(self) -> None:
         """Have `keep_house` called from time to time, until it says that there is nothing to do."""
         self._pool.is_looked_after = True
-        look_after(self, self._pause())
+        try:
+            look_after(self, self._pause())
+        except BaseException:
+            self._pool.is_looked_after = False
+            raise
 
     def _pause(self) -> float:
         pauses = [self._linger_seconds / _LOOKS] if self._linger_seconds else []
@@ -186,12 +193,11 @@ class FairQueuePool(HandOverPool):
 
     # -- what callers are told
 
-    def _mind_nesting(self, owner: Owner, held: Mark | None) -> None:
-        while held is not None:
-            if held[1] is owner and getattr(held[4](), "home", None) is self:
-                self._tell_of_nesting(owner, place_of(held))
+    def _mind_nesting(self, owner: Owner, held: tuple[Mark, ...]) -> None:
+        for mark in held:
+            if mark[1] is owner and getattr(mark[4](), "home", None) is self:
+                self._tell_of_nesting(owner, place_of(mark))
                 return
-            held = still_held(held[5])
 
     def _tell_of_nesting(self, owner: Owner, first: Place) -> None:
         if self._nested_checkout == "refuse":
@@ -223,10 +229,10 @@ class FairQueuePool(HandOverPool):
 
     def _timed_out(self, owner: Owner, timeout: float) -> PoolTimeout:
         slots = self._pool
-        limit = (
-            f"QueuePool limit of size {slots.maxsize} overflow {slots.max_overflow} reached, connection timed out, "
-            f"timeout {timeout:0.2f}"
-        )
+        reached = f"QueuePool limit of size {slots.maxsize} overflow {slots.max_overflow} reached"
+        if slots.opening:
+            reached = "connecting takes too long"
+        limit = f"{reached}, connection timed out, timeout {timeout:0.2f}"
         own = [slot.mark for slot in slots.all() if slot.mark is not None and slot.mark[1] is owner]
         failure = slots.last_failure
         # one of long ago says nothing about now

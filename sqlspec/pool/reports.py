@@ -106,7 +106,7 @@ def _describe(group: Sequence[Holder]) -> str:
 
 
 def _hint(slots: Slots, stats: PoolStats, holding: Sequence[Holder], own: Sequence[Place], has_failed: bool) -> str:
-    if own:
+    if own and not stats.connecting:
         return f"this caller holds a connection itself, checked out at {own[0]}: use that one, or close it first"
     owners = {slot.mark[1] for slot in slots.all() if slot.mark is not None}
     nested = sum(waiter.owner in owners for waiter in list(slots.waiters))

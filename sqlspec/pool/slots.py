@@ -8,6 +8,8 @@ import math
 import time
 import weakref
 from collections import deque
+from itertools import compress
+from threading import get_ident
 from typing import Any, Protocol, cast
 
 from sqlalchemy import exc
@@ -100,7 +102,6 @@ class Slot(_ConnectionRecord):
         if (
             self.dbapi_connection is None
             or self.generation != home._pool.generation
-            or self._soft_invalidate_time
             # as of the checkout, which has just looked at the clock
             or (mark is not None and mark[0] > self.expires_at)
             or (not home._monotonic and 0 <= home._recycle < time.time() - self.starttime)
@@ -187,6 +188,9 @@ class Slot(_ConnectionRecord):
         try:
             super().invalidate(e, soft)
         finally:
+            if self._soft_invalidate_time:
+                # looked at once for all reasons
+                self.expires_at = -math.inf
             if self.dbapi_connection is None:
                 is_error = isinstance(e, Exception)
                 self.count_closed("disconnect" if is_error else "invalidated" if e is None else "interrupted")
@@ -249,7 +253,9 @@ class Slots:
         self.tally = Tally()
         # connections of an earlier generation are replaced at checkout
         self.generation = 0
-        self.is_closed = self.is_disposed = self.is_retired = False
+        self.is_closed = self.is_retired = False
+        # the thread that disposed of the pool and has not used it since
+        self.disposed_by: int | None = None
         # something has happened that `FairQueuePool._settle` has not seen yet
         self.has_changed = False
         # limits that `resize` wishes for; idle connections that nobody needed for a while
@@ -277,9 +283,11 @@ class Slots:
 
     def apply_limits(self) -> None:
         """Take over the limits that were wished for; under the pool's lock."""
-        wished, self.wished = self.wished, None
+        wished = self.wished
         if wished is not None:
             self._limit(*wished)
+            if self.wished is wished:
+                self.wished = None
 
     # -- slots
 
@@ -308,7 +316,8 @@ class Slots:
         """Count a new slot in."""
         self.known[slot.ref] = False
         # the pool is in use again
-        self.is_disposed = False
+        if self.disposed_by == get_ident():
+            self.disposed_by = None
         return slot
 
     def forget(self, ref: Any) -> None:
@@ -316,28 +325,24 @@ class Slots:
         # known last: what an interrupt leaves undone here, whoever finds the slot lost does
         self.opening.pop(ref, None)
         self.closing.pop(ref, None)
-        if self.known.get(ref):
-            # an interrupt came before its closing was counted; none comes in between here
-            events = self.tally.events
-            self.known[ref] = False
-            events.append("closed lost")
-        self.known.pop(ref, None)
+        # Where an interrupt came before its closing was counted, it is counted now: once, whoever else is at it, since
+        # no code of Python's runs in this.
+        self.tally.events.extend(compress(("closed lost",), map(self.known.pop, (ref,), (False,))))
 
     def count(self) -> int:
         """Return how many slots there are that are not being closed."""
         return len(self.known) - len(self.closing)
 
-    def pick_for_closing(self, count: float, reason: str, newest: bool = False) -> list[tuple[Slot, str]]:
+    def pick_for_closing(self, picked: list[tuple[Slot, str]], count: float, reason: str, newest: bool = False) -> None:
         """Take so many idle slots, if there are, the longest idle first or last; they count as going from now on."""
-        picked: list[tuple[Slot, str]] = []
-        while len(picked) < count:
+        enough = len(picked) + count
+        while len(picked) < enough:
             try:
                 slot = self.queue.pop() if newest else self.queue.popleft()
             except IndexError:
                 break
             self.closing[slot.ref] = None
             picked.append((slot, reason))
-        return picked
 
     def all(self) -> list[Slot]:
         """Return the slots there are at this moment."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -215,12 +216,12 @@ class Tally:
 
     def read(self) -> tuple[Mapping[str, Timing], Mapping[str, int]]:
         """Return the timings and the counts of events. Neither changes afterwards."""
-        # it may wait a moment, but not for ever: in a signal handler it may be this thread that is summing up
-        if self._lock.acquire(timeout=_MOMENT):
-            try:
-                self._sum_up_locked()
-            finally:
-                self._lock.release()
+        # It may wait a moment, but not for ever: in a signal handler it may be this thread that is summing up. (Between
+        # acquire() and a try an interrupt could come, and the lock would stay locked.)
+        until = time.monotonic() + _MOMENT
+        while self._lock.locked() and time.monotonic() < until:
+            time.sleep(0.0005)
+        self.sum_up()
         sums = self._sums
         return sums.timings, sums.counts
 
