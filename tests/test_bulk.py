@@ -10,7 +10,7 @@ import enum
 import json
 import math
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import exc
 
-from sqlspec import LoadError, SQLSpec, copy_rows
+from sqlspec import LoadError, Session, SQLSpec, copy_rows
 from sqlspec.adapters import MySQLConfig, PostgreSQLConfig, SQLiteConfig
 from tests.conftest import Database
 from tests.servers import PASSWORD
@@ -251,6 +251,24 @@ def test_an_interrupted_copy_says_what_is_committed(items: SQLSpec, tmp_path: Pa
     assert len(found(items)) == 2000
 
 
+def test_a_copy_whose_commit_was_interrupted_says_so(
+    items: SQLSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    items.register_config(SQLiteConfig(database=str(tmp_path / "other.db")), "other")
+    with items.get_session("primary") as source, items.get_session("other") as target:
+        source.load_rows("items", [(1, "a"), (2, "b")], columns=("id", "name"))
+        target.execute("CREATE TABLE items (id INTEGER, name TEXT)")
+        monkeypatch.setattr(target, "commit", interrupt)
+        with pytest.raises(KeyboardInterrupt) as interrupted:
+            copy_rows(source, "SELECT id, name FROM items", target, "items")
+        monkeypatch.undo()
+    told = "sqlspec: 0 rows are committed in items, and perhaps 2 more, whose COMMIT was under way"
+    assert interrupted.value.__notes__ == [told]
+
+
 def test_tasks_load_and_copy_as_well(items: SQLSpec, database: Database, tmp_path: Path) -> None:
     async def rows() -> AsyncIterator[tuple[int, str]]:
         for number in range(1500):
@@ -345,17 +363,30 @@ def test_rows_that_are_long_go_in_several_statements(spec: SQLSpec, database: Da
         session.execute("DROP TABLE long_ones")
 
 
-def test_nothing_else_runs_while_rows_are_loaded(items: SQLSpec) -> None:
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda session: session.execute("SELECT 'b'"),
+        lambda session: session.execute(sa.text("SELECT 'b'")),
+        lambda session: session.load_rows("items", [(5, "x")]),
+        lambda session: session.begin_nested(),
+        lambda session: session.commit(),
+        lambda session: session.rollback(),
+    ],
+)
+def test_nothing_else_runs_while_rows_are_loaded(items: SQLSpec, other: Callable[[Session], object]) -> None:
     with items.get_session("primary") as session:
 
         def rows() -> Iterator[tuple[int, str]]:
             yield 1, "a"
-            yield 2, session.execute("SELECT 'b'").scalar()
+            other(session)
+            yield 2, "b"
 
         with pytest.raises(exc.InvalidRequestError, match="from another session"):
             session.load_rows("items", rows(), columns=("id", "name"))
         session.rollback()
         assert session.execute("SELECT 3").scalar() == 3
+    assert found(items) == []
 
 
 def test_an_interrupt_among_the_rows_stays_one(items: SQLSpec) -> None:

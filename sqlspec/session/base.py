@@ -117,6 +117,8 @@ class BaseSession:
         self._end("rollback")
 
     def _end(self, how: Literal["commit", "rollback"]) -> None:
+        if self._occupied:
+            self._require_free()
         if how == "commit":
             self._require_committed()
         while self._proxy is not None and self._streams:
