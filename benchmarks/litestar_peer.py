@@ -11,9 +11,8 @@ import sys
 import time
 from typing import Any
 
-from sqlspec.adapters.psycopg import PsycopgSyncConfig
-
 from sqlspec import SQLSpec
+from sqlspec.adapters.psycopg import PsycopgSyncConfig
 from sqlspec.adapters.sqlite import SqliteConfig
 
 # litestar-org's
