@@ -275,7 +275,9 @@ def test_a_statement_ends_that_is_cancelled_before_it_has_begun(
     asyncio.run(main())
 
 
-def test_it_works_under_anyio_where_each_await_is_cancelled(registry: SQLSpec, database: Database) -> None:
+def test_it_works_under_anyio_where_each_await_is_cancelled(
+    registry: SQLSpec, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
     async def main() -> None:
         async with registry:
             for _ in range(10):
@@ -292,6 +294,8 @@ def test_it_works_under_anyio_where_each_await_is_cancelled(registry: SQLSpec, d
             assert registry.get_pool_stats().checked_out == 0
 
     anyio.run(main)
+    gc.collect()
+    assert "Task was destroyed" not in caplog.text
 
 
 def test_a_schema_change_costs_one_statement_at_most(registry: SQLSpec) -> None:

@@ -109,6 +109,10 @@ class Driver(ABC):
         """
         return False
 
+    def terminate(self, connection: Any) -> None:
+        """Close an asynchronous connection without waiting for the server."""
+        connection.terminate()
+
     def follow_schema(self, cursor: Any, dialect: Dialect) -> None:
         """Let an asynchronous cursor know which plans are too old."""
         return

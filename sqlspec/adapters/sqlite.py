@@ -28,6 +28,8 @@ __all__ = ["SQLiteConfig", "SQLiteConnectionConfig"]
 
 # seconds
 _PAUSE = 0.01
+# Seconds that the thread of a connection may take to end, when its loop does.
+_LAST_MOMENT = 1.0
 # How many values a statement may have, in any build of SQLite.
 _VARIABLES = 999
 
@@ -282,6 +284,19 @@ class Aiosqlite(SQLite3):
         connection.rollback()
         return True
 
+    def terminate(self, connection: Any) -> None:
+        # SQLAlchemy's own waits for the statement, and where it is cancelled in that, leaves a task that never ends
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            # a finaliser in another thread
+            connection.terminate()
+            return
+        task = loop.create_task(_close(connection.driver_connection))
+        # the loop itself keeps tasks weakly
+        _closing.add(task)
+        task.add_done_callback(_closing.discard)
+
     def _in_transaction(self, connection: Any) -> bool:
         return bool(connection.driver_connection.in_transaction)
 
@@ -292,6 +307,24 @@ class Aiosqlite(SQLite3):
         stop = _Stop(seconds)
         connection.run_async(lambda driver_connection: driver_connection.set_trace_callback(stop.begun))
         connection.run_async(lambda driver_connection: driver_connection.set_progress_handler(stop.is_late, 1000))
+
+
+_closing: set[asyncio.Task[None]] = set()
+
+
+async def _close(connection: Any) -> None:
+    try:
+        await _interrupt(connection)
+        await connection.close()
+    except BaseException:
+        # The loop ends. The thread must not outlive it, nor keep the process alive; interrupted, it is done soon.
+        connection.stop()
+        until = monotonic() + _LAST_MOMENT
+        while connection._thread.is_alive() and monotonic() < until:
+            with contextlib.suppress(ValueError):
+                await connection.interrupt()
+            connection._thread.join(_PAUSE)
+        raise
 
 
 async def _end_statement(connection: Any) -> None:
