@@ -96,8 +96,8 @@ class Session(BaseSession):
     ) -> CursorResult[Any]:
         """Run a query whose rows come from the server as they are read, ``chunk_size`` at a time.
 
-        Iterate over it, best in a ``with`` block, which closes the cursor; the session closes it at the latest. What
-        the transaction does otherwise waits on MySQL until the rows are read.
+        Iterate over it, best in a ``with`` block, which closes the cursor; the session closes it at the latest. On
+        MySQL nothing else can run in the session until it is read or closed, and is refused.
 
         Raises:
             sqlalchemy.exc.DBAPIError: as SQLAlchemy itself would raise it.
