@@ -399,7 +399,7 @@ def test_its_disconnect_is_one_for_the_engine(driver: ScriptedDriver) -> None:
             one.execute(sa.text("SELECT 1"))
         assert caught.value.connection_invalidated
         other.execute(sa.text("SELECT 1"))
-    # the other one is of the same generation, and replaced at its next checkout
+    # the other one was there as well, and is replaced at its next checkout
     with engine.connect() as one, engine.connect() as other:
         assert driver.opened == 4
     assert driver.open_connections == 2

@@ -334,8 +334,11 @@ class HandOverPool(SlotPool):
     def _invalidate(self, connection: Any, exception: BaseException | None = None, _checkin: bool = True) -> None:
         # SQLAlchemy compares times of the wall clock for this, which may be set
         slot = getattr(connection, "_connection_record", None)
-        if slot is None or slot.generation == self._pool.generation:
-            self._pool.generation += 1
+        # a connection that is expired already tells nothing new
+        if slot is None or slot.expires_at != -math.inf:
+            # also those in which somebody connects: that may be to what has just gone
+            for known in self._pool.all():
+                known.expires_at = -math.inf
         super()._invalidate(connection, exception, _checkin)
 
     def dispose(self) -> None:

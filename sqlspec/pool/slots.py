@@ -55,7 +55,6 @@ class Slot(_ConnectionRecord):
 
     __slots__ = (
         "expires_at",
-        "generation",
         "home",
         "idle_since",
         "is_connecting",
@@ -78,7 +77,6 @@ class Slot(_ConnectionRecord):
         self.ref: weakref.ref[Slot] = weakref.ref(self, home._lost)
         # while there is a slot to take it from; afterwards it is looked for by it
         hash(self.ref)
-        self.generation = home._pool.generation
         # by the monotonic clock; None before the first connection
         self.opened_at: float | None = None
         self.expires_at = math.inf
@@ -101,7 +99,6 @@ class Slot(_ConnectionRecord):
         home, mark = self.home, self.mark
         if (
             self.dbapi_connection is None
-            or self.generation != home._pool.generation
             # as of the checkout, which has just looked at the clock
             or (mark is not None and mark[0] > self.expires_at)
             or (not home._monotonic and 0 <= home._recycle < time.time() - self.starttime)
@@ -139,7 +136,7 @@ class Slot(_ConnectionRecord):
             home.logger.info("Connection %r is too old, or was invalidated; recycling", self.dbapi_connection)
             # SQLAlchemy compares times of the wall clock, which may be set: this one is later than all
             self._soft_invalidate_time = math.inf
-        self.generation, self.opened_at = home._pool.generation, begin
+        self.opened_at = begin
         self.expires_at = begin + home._recycle if home._monotonic and home._recycle >= 0 else math.inf
         self.is_connecting = True
         try:
@@ -189,8 +186,8 @@ class Slot(_ConnectionRecord):
             super().invalidate(e, soft)
         finally:
             if self._soft_invalidate_time:
-                # looked at once for all reasons
-                self.expires_at = -math.inf
+                # so that one look at checkout serves all reasons
+                self.expires_at = min(self.expires_at, 0.0)
             if self.dbapi_connection is None:
                 is_error = isinstance(e, Exception)
                 self.count_closed("disconnect" if is_error else "invalidated" if e is None else "interrupted")
@@ -251,8 +248,6 @@ class Slots:
         self.opening: dict[Any, None] = {}
         self.closing: dict[Any, None] = {}
         self.tally = Tally()
-        # connections of an earlier generation are replaced at checkout
-        self.generation = 0
         self.is_closed = self.is_retired = False
         # the thread that disposed of the pool and has not used it since
         self.disposed_by: int | None = None
