@@ -24,8 +24,6 @@ __all__ = ["Slot", "Slots"]
 
 # Places about which something was said once, kept so that it is not said again.
 _REMEMBERED = 200
-# Seconds for which a connection is taken as alive without a look, after it has come back.
-_MOMENT = 0.001
 
 
 class Home(Protocol):
@@ -106,11 +104,12 @@ class Slot(_ConnectionRecord):
             or (not home._monotonic and 0 <= home._recycle < time.time() - self.starttime)
         ):
             return self._connect_anew()
-        if home._ping_after is not None and mark is not None:
-            idle = mark[0] - self.idle_since
-            # where callers wait for it, it goes from hand to hand: a look would cost more than it could tell
-            if idle > home._ping_after or (idle > _MOMENT and self._has_news()):
-                return self._ask_or_connect_anew()
+        if (
+            home._ping_after is not None
+            and mark is not None
+            and (mark[0] - self.idle_since > home._ping_after or self._has_news())
+        ):
+            return self._ask_or_connect_anew()
         return self.dbapi_connection
 
     def _has_news(self) -> bool:
