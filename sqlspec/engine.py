@@ -236,8 +236,7 @@ def _transact_through(engine: Engine, driver: Driver) -> None:
 
     dialect: Any = engine.dialect
     dialect.do_begin = do_begin
-    if driver.is_async:
-        dialect.do_terminate = driver.terminate
+    dialect.do_terminate = driver.terminate(dialect)
     if type(driver).end is not Driver.end:
         dialect.do_commit = lambda connection: driver.end(_bare(connection), "commit")
         dialect.do_rollback = lambda connection: driver.end(_bare(connection), "rollback")

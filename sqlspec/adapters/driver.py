@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -109,9 +109,9 @@ class Driver(ABC):
         """
         return False
 
-    def terminate(self, connection: Any) -> None:
-        """Close an asynchronous connection without waiting for the server."""
-        connection.terminate()
+    def terminate(self, dialect: Dialect) -> Callable[[Any], None]:
+        """Return what closes connections of the dialect without waiting for the server: SQLAlchemy has a way."""
+        return dialect.do_terminate
 
     def follow_schema(self, cursor: Any, dialect: Dialect) -> None:
         """Let an asynchronous cursor know which plans are too old."""

@@ -7,7 +7,7 @@ import contextlib
 import json
 import math
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -18,6 +18,7 @@ from uuid import UUID
 
 from pydantic import Field, model_validator
 from sqlalchemy import URL
+from sqlalchemy.engine import Dialect
 
 from sqlspec.adapters.driver import Driver, TransactionOptions
 from sqlspec.adapters.loading import Converters, Target, value_of
@@ -284,18 +285,23 @@ class Aiosqlite(SQLite3):
         connection.rollback()
         return True
 
-    def terminate(self, connection: Any) -> None:
-        # SQLAlchemy's own waits for the statement, and where it is cancelled in that, leaves a task that never ends
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            # a finaliser in another thread
-            connection.terminate()
-            return
-        task = loop.create_task(_close(connection.driver_connection))
-        # the loop itself keeps tasks weakly
-        _closing.add(task)
-        task.add_done_callback(_closing.discard)
+    def terminate(self, dialect: Dialect) -> Callable[[Any], None]:
+        usual = dialect.do_terminate
+
+        def close_in_a_task(connection: Any) -> None:
+            # SQLAlchemy's own waits for the statement, and where it is cancelled in that, leaves a task that never ends
+            try:
+                loop = asyncio.get_running_loop()
+            except RuntimeError:
+                # a finaliser in another thread
+                usual(connection)
+                return
+            task = loop.create_task(_close(connection.driver_connection))
+            # the loop itself keeps tasks weakly
+            _closing.add(task)
+            task.add_done_callback(_closing.discard)
+
+        return close_in_a_task
 
     def _in_transaction(self, connection: Any) -> bool:
         return bool(connection.driver_connection.in_transaction)
