@@ -145,7 +145,7 @@ class PromisedPool(LeastPool):
     """Do in addition what is promised of each checkout, in the fewest steps, and still none of what can go wrong.
 
     That is: it has a deadline, waits and holds are counted, one can ask who holds it, since when and where, and
-    nesting is noticed. The pool cannot be faster than this one.
+    nesting is noticed.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
