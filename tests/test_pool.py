@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import gc
 import sys
 import threading
@@ -270,12 +271,16 @@ def test_without_a_thread_to_open_aside_a_waiter_connects_by_itself(
     pool = make(driver, pool_size=2, open_aside=True)
     held = pool.connect()
 
-    def refuse(_: threading.Thread) -> None:
+    refused: list[object] = []
+
+    def refuse(*arguments: object) -> None:
+        refused.append(arguments)
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(threading.Thread, "start", refuse)
+    monkeypatch.setattr(_thread, "start_new_thread", refuse)
     pool.connect(timeout=10).close()
     held.close()
+    assert refused
     assert pool.stats().total == 2
 
 

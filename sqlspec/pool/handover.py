@@ -292,25 +292,16 @@ class HandOverPool(SlotPool):
 
     def _open_aside_for(self, slot: Slot) -> None:
         run = self._pool.context_of_first_waiter().run
-        # Emptied by the thread, or by who could not start one: an interrupt leaves it open whether there is one.
-        # (Thread.start() would wait for it, and an interrupt of that may come out as a RuntimeError.)
-        box = [slot]
-        del slot
         try:
             if sys.is_finalizing():
                 raise RuntimeError("the interpreter ends, and starts no thread any more")
-            _thread.start_new_thread(run, (self._open_out_of, box))
+            # Not Thread.start(), which waits for the thread: an interrupt of that may come out as a RuntimeError
+            # though the thread runs, and the slot would have two owners.
+            _thread.start_new_thread(run, (self._open, slot))
         except RuntimeError:
             # the process has no threads left: a waiter connects by itself
-            while box:
-                with contextlib.suppress(IndexError):
-                    slot = box.pop()
-                    self._pool.opening.pop(slot.ref, None)
-                    self._do_return_conn(slot)
-
-    def _open_out_of(self, box: list[Slot]) -> None:
-        with contextlib.suppress(IndexError):
-            self._open(box.pop())
+            self._pool.opening.pop(slot.ref, None)
+            self._do_return_conn(slot)
 
     def _open(self, slot: Slot) -> None:
         """Connect for whoever is first in the line when it is done, or tell the first in the line why not."""
