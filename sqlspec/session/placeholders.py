@@ -164,37 +164,32 @@ def _translate(sql: str, language: Language, style: Style) -> Statement:
 def is_single(sql: str, syntax: Syntax) -> bool:
     """Tell whether nothing comes after the first semicolon that is code, but for blanks, comments and semicolons."""
     plain = list(sql)
-    for start, end in _opaque(sql, syntax):
-        # comments are blank, and what is quoted is code
-        filler = " " if sql.startswith(("--", "#", "/*"), start) else "x"
-        plain[start:end] = filler * (end - start)
-    return not "".join(plain).partition(";")[2].strip("; \t\r\n\f\v")
-
-
-def _opaque(sql: str, syntax: Syntax) -> Iterator[tuple[int, int]]:
-    """Return where there is what is no code."""
-    position = 0
-    while match := _TOKENS[syntax].search(sql, position):
-        position = match.end()
+    for match, end in _scan(sql, syntax):
         if match["opaque"] is not None:
-            if match[0] == "/*":
-                position = _end_of_comment(sql, position, nested=syntax == "postgresql")
-            yield match.start(), position
+            # comments are blank, and what is quoted is code
+            filler = " " if match[0].startswith(("--", "#", "/*")) else "x"
+            plain[match.start() : end] = filler * (end - match.start())
+    return not "".join(plain).partition(";")[2].strip("; \t\r\n\f\v")
 
 
 def _find(sql: str, syntax: Syntax) -> list[tuple[str, int, int, str]]:
     """Return kind, start, end and name of each placeholder."""
-    token, found, position = _TOKENS[syntax], [], 0
+    return [
+        (match.lastgroup or "", match.start(), end, match["name"] or "")
+        for match, end in _scan(sql, syntax)
+        if match["opaque"] is None
+    ]
+
+
+def _scan(sql: str, syntax: Syntax) -> Iterator[tuple[re.Match[str], int]]:
+    """Return each placeholder and each part that is no code, and where it ends."""
+    token, position = _TOKENS[syntax], 0
     while match := token.search(sql, position):
         position = match.end()
-        kind = match.lastgroup or "opaque"
-        if match["opaque"] is not None:
-            # MySQL runs what stands in /*! … */ and /*M! … */
-            if match[0] == "/*" and not (syntax == "mysql" and sql.startswith(("!", "M!"), position)):
-                position = _end_of_comment(sql, position, nested=syntax == "postgresql")
-            continue
-        found.append((kind, match.start(), match.end(), match["name"] or ""))
-    return found
+        # MySQL runs what stands in /*! … */ and /*M! … */
+        if match[0] == "/*" and not (syntax == "mysql" and sql.startswith(("!", "M!"), position)):
+            position = _end_of_comment(sql, position, nested=syntax == "postgresql")
+        yield match, position
 
 
 def _end_of_comment(sql: str, position: int, *, nested: bool) -> int:
