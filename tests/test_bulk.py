@@ -319,6 +319,16 @@ def test_members_of_enumerations_and_subclasses_are_loaded_by_value(spec: SQLSpe
     assert (*found[:3], json.loads(found[3])) == ("apple", 3, "t\tx", {"k": [1]})
 
 
+def test_rows_need_no_truth_as_arrays_of_numpy_have_none(items: SQLSpec) -> None:
+    class Row(list[Any]):
+        def __bool__(self) -> bool:
+            raise ValueError("ambiguous")
+
+    with items.get_session("primary") as session:
+        assert session.load_rows("items", [Row([1, "a"]), Row([2, "b"])], columns=("id", "name")) == 2
+    assert found(items) == [(1, "a"), (2, "b")]
+
+
 def test_what_has_no_value_in_the_database_is_refused_with_its_position(items: SQLSpec) -> None:
     good = [(number, "x") for number in range(1, 1500)]
     bad: list[Any] = [(5000, object()), (5000, "\ud800"), (), None]

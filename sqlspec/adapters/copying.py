@@ -6,7 +6,6 @@ import datetime
 import decimal
 import functools
 import ipaddress
-import itertools
 import json
 import numbers
 import uuid
@@ -14,12 +13,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
-from sqlspec.adapters.loading import Position, first_bad
+from sqlspec.adapters.loading import Position, converted
 
 __all__ = ["copy_text"]
 
 _ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"})
-_ROWS_A_CHUNK = 1000
 _ADDRESSES = (
     ipaddress.IPv4Address,
     ipaddress.IPv6Address,
@@ -33,15 +31,7 @@ def copy_text(rows: Position, json_columns: frozenset[int] = frozenset()) -> Ite
 
     ``json_columns`` are the positions whose lists are JSON and no arrays.
     """
-    source, before = iter(rows), 0
-    while chunk := list(itertools.islice(source, _ROWS_A_CHUNK)):
-        try:
-            lines = _lines(chunk, json_columns)
-        except Exception:
-            rows.bad = before + first_bad(chunk, lambda row: _lines([row], json_columns))
-            raise
-        yield lines
-        before += len(chunk)
+    return converted(rows, lambda chunk: _lines(chunk, json_columns))
 
 
 def _lines(rows: list[Any], json_columns: frozenset[int]) -> bytes:
@@ -51,7 +41,8 @@ def _lines(rows: list[Any], json_columns: frozenset[int]) -> bytes:
 
 
 def _encode(row: Sequence[Any], json_columns: frozenset[int]) -> list[str]:
-    if not row:
+    # not by its truth, which an array of numpy's has not
+    if len(row) == 0:
         raise ValueError("a row without values")
     if json_columns:
         return [
@@ -94,7 +85,7 @@ def _array_literal(value: Any) -> str:
     if isinstance(value, Enum):
         value = value.value
     # of the encoding for COPY, only its own escapes are undone: an element has those of arrays
-    plain = value if isinstance(value, str) else _ENCODERS.get(type(value), _other)(value).replace("\\\\", "\\")
+    plain = value if isinstance(value, str) else _encoded(value).replace("\\\\", "\\")
     escaped = plain.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
 
@@ -127,6 +118,10 @@ _ENCODERS: dict[type, Callable[[Any], str]] = {
 }
 
 
+def _encoded(value: Any) -> str:
+    return _ENCODERS.get(type(value), _other)(value)
+
+
 def _other(value: Any) -> str:
     kind: Any = type(value)
     return _encoder_of(kind)(value)
@@ -140,10 +135,10 @@ def _encoder_of(kind: type[Any]) -> Callable[[Any], str]:
         TypeError: nobody knows; what ``str`` makes of an object is rarely what is meant.
     """
     if issubclass(kind, Enum):
-        return lambda value: _ENCODERS.get(type(value.value), _other)(value.value)
+        return lambda value: _encoded(value.value)
     if hasattr(kind, "dtype") and hasattr(kind, "item"):
         # a scalar of numpy
-        return lambda value: _ENCODERS.get(type(value.item()), _other)(value.item())
+        return lambda value: _encoded(value.item())
     if issubclass(kind, numbers.Integral):
         return lambda value: str(int(value))
     if issubclass(kind, numbers.Real):

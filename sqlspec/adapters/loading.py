@@ -6,11 +6,13 @@ import itertools
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy.engine import Dialect
 
-__all__ = ["Converters", "Position", "RowProblem", "Target", "batches", "first_bad", "value_of"]
+__all__ = ["Converters", "Position", "RowProblem", "Target", "batches", "converted", "value_of"]
+
+R = TypeVar("R")
 
 # by type, for its subclasses as well
 Converters = Mapping[type, Callable[[Any], Any]]
@@ -66,9 +68,10 @@ class Target:
         """Return PostgreSQL's SELECT of the names and the types of all columns, in their order."""
         name = self._name().replace("'", "''")
         return (
-            "SELECT a.attname, COALESCE(NULLIF(t.typbasetype, 0), t.oid) FROM pg_catalog.pg_attribute a "  # noqa: S608
-            "JOIN pg_catalog.pg_type t ON t.oid = a.atttypid WHERE a.attnum > 0 AND NOT a.attisdropped "
-            f"AND a.attgenerated = '' AND a.attrelid = to_regclass('{name}') ORDER BY a.attnum"  # quoted
+            "SELECT a.attname, COALESCE(NULLIF(t.typbasetype, 0), t.oid) "  # noqa: S608  # the name is quoted
+            "FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid "
+            "WHERE a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' "
+            f"AND a.attrelid = to_regclass('{name}') ORDER BY a.attnum"
         )
 
     def insert_into(self) -> str:
@@ -125,28 +128,33 @@ _ROWS_A_BATCH = 1000
 
 def batches(rows: Position, converters: Converters) -> Iterator[list[Sequence[Any]]]:
     """Return rows in lists of tuples, the values of these types converted; note the row that cannot be."""
+    return converted(rows, lambda batch: _with_tuples(batch, converters))
+
+
+def converted(rows: Position, convert: Callable[[list[Any]], R]) -> Iterator[R]:
+    """Return what becomes of rows, many at a time; note the row of which nothing becomes."""
     source, before = iter(rows), 0
     while batch := list(itertools.islice(source, _ROWS_A_BATCH)):
         try:
-            converted = _converted(batch, converters)
+            outcome = convert(batch)
         except Exception:
-            rows.bad = before + first_bad(batch, lambda row: _converted([row], converters))
+            rows.bad = before + _first_bad(batch, convert)
             raise
-        yield converted
+        yield outcome
         before += len(batch)
 
 
-def first_bad(batch: list[Any], use: Callable[[Any], object]) -> int:
-    """Return the number of the first row that cannot be used, from 1."""
+def _first_bad(batch: list[Any], convert: Callable[[list[Any]], object]) -> int:
+    """Return the number of the first row that cannot be converted, from 1."""
     for number, row in enumerate(batch, 1):
         try:
-            use(row)
+            convert([row])
         except Exception:  # noqa: BLE001  # it is raised already, for all of them
             return number
     return 0
 
 
-def _converted(batch: list[Any], converters: Converters) -> list[Sequence[Any]]:
+def _with_tuples(batch: list[Any], converters: Converters) -> list[Sequence[Any]]:
     # drivers want tuples, and not what only behaves like one
     if set(map(type, batch)) != {tuple}:
         batch = [tuple(row) for row in batch]

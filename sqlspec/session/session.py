@@ -140,7 +140,6 @@ class Session(BaseSession):
         try:
             self._driver.load(self._driver_connection, Target(table, names, self._engine.dialect), position)
         except BaseException as error:  # noqa: BLE001  # always raised again
-            self._occupied = ""
             self._fail_to_load(table, position, error)
         finally:
             self._occupied = ""
