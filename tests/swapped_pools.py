@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import sqlalchemy
-from sqlalchemy.pool import impl
+from sqlalchemy.pool import Pool, impl
+from sqlalchemy.pool.base import _ConnectionRecord
 
 from sqlspec.pool import AsyncFairQueuePool, FairQueuePool
+from sqlspec.pool.slot import Slot
 
 
 def pytest_configure() -> None:
@@ -14,5 +16,18 @@ def pytest_configure() -> None:
     for module in (sqlalchemy, sqlalchemy.pool, impl):
         module.QueuePool = FairQueuePool  # type: ignore[misc]  # a swap is what this is
         module.AsyncAdaptedQueuePool = AsyncFairQueuePool  # type: ignore[misc]  # as above
+    make_checkout_replaceable()
     if type(sqlalchemy.create_engine("sqlite:///never-opened.db").pool) is not FairQueuePool:
         raise pytest.UsageError("create_engine still makes SQLAlchemy's own pool: the tests would prove nothing")
+
+
+def make_checkout_replaceable() -> None:
+    """Have our pools find their checkout where SQLAlchemy's do: one test replaces it there."""
+    theirs, ours = _ConnectionRecord.checkout, Slot.checkout
+
+    def checkout(cls: type, pool: Pool) -> object:
+        is_ours = isinstance(pool, FairQueuePool) and not pool._dialect.is_async
+        return (ours if is_ours else theirs)(pool)
+
+    _ConnectionRecord.checkout = classmethod(checkout)  # type: ignore[method-assign,assignment]  # as above
+    Slot.checkout = lambda pool: _ConnectionRecord.checkout(pool)  # type: ignore[method-assign]  # as above

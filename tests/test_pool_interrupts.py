@@ -20,6 +20,7 @@ import sqlalchemy as sa
 
 from sqlspec import PoolTimeout
 from sqlspec.pool import BEYOND_QUEUEPOOL, FairQueuePool
+from sqlspec.pool.slot import Slot
 from sqlspec.testing import ScriptedDriver
 from tests.callers import line_up
 from tests.servers import wait_until
@@ -123,6 +124,24 @@ def test_an_interrupt_inside_a_checkin_leaves_nothing_in_use(
         with pytest.raises(KeyboardInterrupt):
             held.close()
     assert_whole(pool, driver)
+
+
+def test_an_interrupt_before_a_checkin_begins_leaves_it_to_the_end_of_the_proxy(
+    driver: ScriptedDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_slot: object) -> None:
+        raise KeyboardInterrupt
+
+    pool = FairQueuePool(driver.connect, pool_size=1, max_overflow=0)
+    held: Any = pool.connect()
+    with monkeypatch.context() as patch:
+        patch.setattr(Slot, "checkin", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            held.close()
+    assert pool.stats().checked_out == 1
+    del held
+    assert_whole(pool, driver)
+    assert pool.stats().created == 1
 
 
 @pytest.mark.parametrize("is_started", [False, True])
@@ -331,6 +350,7 @@ def test_the_interpreter_ends_whatever_the_pool_is_at(how: str) -> None:
     program = f"""
 import threading, time
 from sqlspec.pool import BEYOND_QUEUEPOOL, FairQueuePool
+from sqlspec.pool.slot import Slot
 from sqlspec.testing import ScriptedDriver
 driver = ScriptedDriver()
 pool = FairQueuePool(driver.connect, pool_size=1, max_overflow=1, leak_seconds=1, **BEYOND_QUEUEPOOL)

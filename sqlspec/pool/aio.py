@@ -16,7 +16,7 @@ from sqlalchemy.util import await_only, greenlet_spawn
 
 from sqlspec.pool.places import Owner, owner_of_task, owner_of_thread
 from sqlspec.pool.queue import FairQueuePool
-from sqlspec.pool.slots import Slot
+from sqlspec.pool.slot import Slot
 from sqlspec.pool.waiters import Waiter
 
 # without greenlet SQLAlchemy has no asyncio, and nothing here is called
@@ -98,22 +98,13 @@ class AsyncFairQueuePool(FairQueuePool, AsyncAdaptedQueuePool):
     _sqla_logger_namespace = "sqlalchemy.pool.impl.AsyncAdaptedQueuePool"
     _further = staticmethod(_frame_behind_greenlet)
 
-    def connect(self, timeout: float | None = None) -> PoolProxiedConnection:
-        """Check a connection out, as `FairQueuePool.connect`; in a greenlet of SQLAlchemy's."""
+    def _check_out(self) -> PoolProxiedConnection:
         slots = self._pool
         if slots.is_looked_after and (slots.loop is None or slots.loop() is not _running_loop()):
             # the loop that did has ended, or is another one
             slots.is_looked_after = False
             self._look_after_overflow()
-        proxy: Any = super().connect(timeout)
-        # a listener may have detached it
-        if proxy._connection_record is not None:
-            proxy._connection_record.proxy = weakref.ref(proxy)
-        return proxy  # type: ignore[no-any-return]  # its record is private
-
-    def _was_dropped(self, slot: Slot) -> bool:
-        # without a loop SQLAlchemy cannot reset what the garbage collector finds, and detaches it
-        return slot.proxy is not None and slot.proxy() is None
+        return super()._check_out()
 
     _waiter = AsyncWaiter
 

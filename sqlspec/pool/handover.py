@@ -8,6 +8,7 @@ import contextvars
 import math
 import sys
 import time
+import weakref
 from contextvars import ContextVar
 from threading import get_ident
 from typing import Any
@@ -16,7 +17,8 @@ from sqlspec.exceptions import PoolClosed, PoolTimeout
 from sqlspec.pool.base import SlotPool
 from sqlspec.pool.garbage import collect_garbage
 from sqlspec.pool.places import Mark, Owner
-from sqlspec.pool.slots import Slot
+from sqlspec.pool.proxy import Proxy
+from sqlspec.pool.slot import Slot
 from sqlspec.pool.stats import MANY
 from sqlspec.pool.waiters import Waiter
 
@@ -148,7 +150,7 @@ class HandOverPool(SlotPool):
                     tally.sum_up()
             if slot.is_open and slot.dbapi_connection is None:
                 slot.count_closed("detached")
-                if mark is not None and self._was_dropped(slot):
+                if mark is not None and slot.was_dropped():
                     self._report_drop(mark)
         finally:
             self._pass_on(slot)
@@ -200,6 +202,12 @@ class HandOverPool(SlotPool):
             self._forget(slot)
         else:
             self._do_return_conn(slot)
+
+    def _take_back(self, ref: weakref.ref[Any]) -> None:
+        """Give back what its borrower has dropped, as if it had been closed; in whatever thread that comes out."""
+        slot = self._pool.lent.pop(ref, None)
+        if slot is not None and slot.fairy_ref is ref and not sys.is_finalizing():
+            Proxy(self, slot.dbapi_connection, slot, self._should_log_debug())._checkin()
 
     def _lost(self, ref: Any) -> None:
         """Count a slot out that nobody has any more: an interrupt came between its borrower and the pool."""

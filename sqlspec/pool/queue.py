@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
+from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.pool.base import _ConnectionFairy
 
 from sqlspec.exceptions import PoolTimeout, SQLSpecError
@@ -16,7 +16,7 @@ from sqlspec.pool.handover import HandOverPool, checkout_deadline
 from sqlspec.pool.housekeeping import look_after
 from sqlspec.pool.places import Mark, Owner, Place, find_place, held_here, owner_of_thread, still_held
 from sqlspec.pool.reports import explain_timeout, holders, place_of, report_drop, report_leaks
-from sqlspec.pool.slots import Slot
+from sqlspec.pool.slot import Slot
 from sqlspec.pool.stats import Holder, PoolStats
 from sqlspec.pool.waiters import Waiter
 
@@ -85,14 +85,21 @@ class FairQueuePool(HandOverPool):
             Exception: the driver's error, where it cannot connect.
         """
         if timeout is None:
-            return _ConnectionFairy._checkout(self)
+            return self._check_out()
         token = checkout_deadline.set(time.monotonic() + timeout)
         try:
-            return _ConnectionFairy._checkout(self)
+            return self._check_out()
         finally:
             checkout_deadline.reset(token)
 
-    def _do_get(self) -> ConnectionPoolEntry:
+    def _check_out(self) -> PoolProxiedConnection:
+        proxy = Slot.checkout(self)
+        if self._pre_ping or self.dispatch.checkout:
+            return _ConnectionFairy._checkout(self, None, proxy)
+        proxy._counter = 1
+        return proxy
+
+    def _do_get(self) -> Slot:
         slots, owner = self._pool, self._owner()
         slot = None
         held: tuple[Mark, ...] = ()
@@ -183,10 +190,6 @@ class FairQueuePool(HandOverPool):
     _further: Callable[[], FrameType | None] | None = None
 
     _owner: Callable[..., Owner] = staticmethod(owner_of_thread)
-
-    def _was_dropped(self, slot: Slot) -> bool:
-        """Tell whether a slot whose connection was detached was in truth dropped by its borrower."""
-        return False
 
     def _sleep(self, seconds: float) -> None:
         time.sleep(seconds)
