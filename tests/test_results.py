@@ -15,6 +15,7 @@ STATEMENTS = [
     "SELECT count(*), count(*) FROM users",
     "SELECT a.id, b.id FROM users a, users b ORDER BY 1, 2",
     "SELECT id FROM users WHERE id > 100",
+    "SELECT id, name FROM users WHERE id = 1",
     "UPDATE users SET name = name",
 ]
 
@@ -40,6 +41,9 @@ USES: dict[str, Callable[[Any], Any]] = {
     "partitions": lambda r: [list(part) for part in r.partitions(2)],
     "fetchmany": lambda r: (r.fetchmany(2), r.fetchmany(2), r.fetchmany(2)),
     "fetchone": lambda r: (r.fetchone(), r.fetchone()),
+    "fetchone, and the rest": lambda r: (r.fetchone(), r.closed, r.fetchone(), r.fetchall(), r.fetchmany(2)),
+    "one, and again": lambda r: (outcome(lambda r: r.one(), r), outcome(lambda r: r.fetchone(), r), r.closed),
+    "one or none, and the rest": lambda r: (outcome(lambda r: r.one_or_none(), r), outcome(lambda r: r.all(), r)),
     "yield_per": lambda r: list(r.yield_per(2)),
     "freeze": lambda r: r.freeze()().all(),
     "attribute of a row": lambda r: [row.id for row in r],

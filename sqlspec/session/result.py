@@ -152,13 +152,18 @@ class DriverResult(_Rows):
     def _fetchone_impl(self, hard_close: bool = False) -> Any:
         cursor = self._cursor
         if cursor is None:
-            return self._without_cursor() or None
+            self._without_cursor()
+            self._hard_closed = hard_close
+            return None
         try:
             row = cursor.fetchone()
         except BaseException as error:  # noqa: BLE001  # always raised again
             self._owner._fail(error, cursor)
         if row is None:
             self._soft_close(hard=hard_close)
+        elif cursor.rowcount == 1:
+            # some drivers take long to say that there are no more
+            self._soft_close()
         return row
 
     def _fetchmany_impl(self, size: int | None = None) -> Any:
