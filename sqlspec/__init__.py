@@ -4,6 +4,7 @@ from sqlspec.config import InstrumentationConfig, build_secure_url
 from sqlspec.environment import EnvironmentConfig
 from sqlspec.exceptions import (
     ConfigError,
+    ConnectionLost,
     ConnectionTimeout,
     LoadError,
     PoolClosed,
@@ -37,6 +38,7 @@ __all__ = [
     "AsyncStream",
     "ConfigError",
     "Connection",
+    "ConnectionLost",
     "ConnectionTimeout",
     "Cursor",
     "EnvironmentConfig",

@@ -2,6 +2,7 @@
 
     SQLSpecError
     ├── ConfigError           (also ValueError)
+    ├── ConnectionLost        (also sqlalchemy.exc.OperationalError)
     ├── PoolTimeout           (also sqlalchemy.exc.TimeoutError)
     │   └── ConnectionTimeout
     ├── PoolClosed
@@ -13,12 +14,13 @@ what its driver raises.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, Self
 
 from sqlalchemy import exc
 
 __all__ = [
     "ConfigError",
+    "ConnectionLost",
     "ConnectionTimeout",
     "LoadError",
     "Phase",
@@ -65,6 +67,28 @@ class ConnectionTimeout(PoolTimeout):
 
 class PoolClosed(SQLSpecError):
     """Say that the registry, or the config behind this name, has been closed."""
+
+
+class ConnectionLost(SQLSpecError, exc.DontWrapMixin, exc.OperationalError):
+    """Say that a connection cannot be used any more.
+
+    Attributes:
+        ambiguous: whether nobody knows if the server has committed.
+    """
+
+    def __init__(self, message: str, *, ambiguous: bool = False) -> None:
+        exc.OperationalError.__init__(self, None, None, Exception(message))
+        self.ambiguous = ambiguous
+
+    def __str__(self) -> str:
+        return str(self.orig)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self)._again, (str(self.orig), self.ambiguous)
+
+    @classmethod
+    def _again(cls, message: str, ambiguous: bool) -> Self:
+        return cls(message, ambiguous=ambiguous)
 
 
 class LoadError(SQLSpecError):

@@ -19,7 +19,7 @@ from sqlspec.adapters.sqlite import SQLiteConnectionConfig
 from sqlspec.config import NoPoolSyncConfig, PoolConfig
 from sqlspec.engine import build_engine
 from sqlspec.exceptions import ConfigError, ConnectionTimeout, PoolClosed, PoolTimeout
-from sqlspec.pool import FairQueuePool, Holder, PoolStats, checkout_deadline
+from sqlspec.pool import FairQueuePool, Holder, PoolStats, checkout_deadline, tell_of_forks
 from sqlspec.session import AsyncConnection, AsyncSession, Connection, Session
 
 __all__ = ["PooledConnectionManager"]
@@ -133,10 +133,19 @@ class PooledConnectionManager:
         # None stands for the threads
         self._sources: dict[asyncio.AbstractEventLoop | None, EngineSource] = {}
         self._closed = False
+        tell_of_forks(self)
 
     def __repr__(self) -> str:
         pools = ", ".join(repr(pool) for pool in self.pools())
         return f"<PooledConnectionManager {self.name!r}, {'closed' if self._closed else pools or 'not used yet'}>"
+
+    def before_fork(self) -> None:
+        """Do nothing: the pools see to it."""
+
+    def start_over(self) -> None:
+        """Know of no event loop and no lock: those are the parent process's own."""
+        self._lock = threading.Lock()
+        self._sources = {loop: source for loop, source in self._sources.items() if loop is None}
 
     def source(self, *, is_async: bool = False) -> EngineSource:
         """Return where connections for threads come from, or those for the running event loop.

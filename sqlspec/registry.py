@@ -19,7 +19,7 @@ from sqlspec.config import NoPoolSyncConfig
 from sqlspec.environment import EnvironmentConfig, read_toml
 from sqlspec.exceptions import ConfigError, PoolClosed
 from sqlspec.manager import PooledConnectionManager
-from sqlspec.pool import Holder, PoolStats
+from sqlspec.pool import Holder, PoolStats, tell_of_forks
 from sqlspec.session import AsyncConnection, AsyncSession, Connection, Session
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class SQLSpec:
         self._lock = threading.Lock()
         self._managers: dict[str, PooledConnectionManager] = {}
         self._closed = False
+        tell_of_forks(self)
 
     @classmethod
     def from_env(cls, prefix: str | Mapping[str, str] = "DB_") -> Self:
@@ -70,6 +71,13 @@ class SQLSpec:
 
     def __repr__(self) -> str:
         return f"<SQLSpec {', '.join(self.list_configs()) or 'without configs'}{', closed' if self._closed else ''}>"
+
+    def before_fork(self) -> None:
+        """Do nothing: the pools see to it."""
+
+    def start_over(self) -> None:
+        """Have a lock of its own, in a forked child."""
+        self._lock = threading.Lock()
 
     def register_config(self, config: NoPoolSyncConfig, name: str = "default", *, replace: bool = False) -> str:
         """Give a config a name. Nothing connects yet.

@@ -2,6 +2,7 @@
 
 from sqlspec.pool.aio import AsyncFairQueuePool
 from sqlspec.pool.base import NestedCheckout
+from sqlspec.pool.forks import tell_of_forks
 from sqlspec.pool.handover import checkout_deadline
 from sqlspec.pool.liveness import PING_AFTER
 from sqlspec.pool.places import Place
@@ -22,4 +23,5 @@ __all__ = [
     "checkout_deadline",
     "follow_statements",
     "slot_of",
+    "tell_of_forks",
 ]

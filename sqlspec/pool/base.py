@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from sqlalchemy.pool import Pool, QueuePool
 
+from sqlspec.pool.forks import has_file, tell_of_forks
 from sqlspec.pool.slots import Slots
 
 __all__ = ["NestedCheckout", "SlotPool"]
@@ -56,6 +57,7 @@ class SlotPool(QueuePool):
         # go, and the limits. Nobody waits for it: who finds it locked leaves the work to its holder, which looks
         # again after its release. (The name is that of QueuePool's lock.)
         self._overflow_lock = threading.Lock()
+        tell_of_forks(self)
 
     def __repr__(self) -> str:
         state = "closed" if self._pool.is_closed else f"{self.checkedout()} checked out, {self.checkedin()} checked in"
@@ -152,6 +154,35 @@ class SlotPool(QueuePool):
             time.sleep(0.0005)
             self._settle()
         self._look_after_overflow()
+
+    # -- a fork
+
+    def before_fork(self) -> None:
+        """Close the idle connections to files of SQLite's: of what is open, a copy of its locks would be inherited."""
+        if getattr(self._dialect, "name", "") == "sqlite" and not self._dialect.is_async:
+            for slot in self._pool.all():
+                # those that are in use are abandoned in the child
+                if slot.mark is None and slot.dbapi_connection is not None and has_file(slot.dbapi_connection):
+                    slot.close()
+
+    def start_over(self) -> None:
+        """Know of no connection, waiter or lock: those of this pool are the parent process's own."""
+        parents, limits = self._pool, self._arguments()
+        self._pool = slots = Slots(
+            limits["pool_size"], limits["max_overflow"], limits["use_lifo"], limits["linger_seconds"] > 0
+        )
+        slots.is_closed, slots.is_retired = parents.is_closed, parents.is_retired
+        self._overflow_lock = threading.Lock()
+        for event in (self.dispatch.connect, self.dispatch.first_connect):
+            # somebody may have held it who opened the first connection
+            if getattr(event, "_exec_once_mutex", None) is not None:
+                event._exec_once_mutex = threading.Lock()  # type: ignore[attr-defined]  # not in its declared interface
+        for slot in parents.all():
+            if slot.stays_over_fork():
+                slots.add(slot)
+                slots.queue.append(slot)
+            else:
+                slot.abandon()
 
     # -- for the classes on top
 

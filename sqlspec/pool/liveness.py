@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import exc
 from sqlalchemy.engine import Dialect
 
-__all__ = ["PING_AFTER", "Listener", "ask"]
+__all__ = ["PING_AFTER", "Listener", "ask", "fileno_of"]
 
 # A connection that was in use so many seconds ago, and whose socket is quiet, is taken as alive.
 PING_AFTER = 30.0
@@ -24,7 +24,7 @@ class Listener:
     __slots__ = ("_fd", "_fileno", "_poll")
 
     def __init__(self, connection: Any) -> None:
-        self._fileno = _fileno_of(connection)
+        self._fileno = fileno_of(connection)
         self._poll = select.poll()
         self._fd = self._fileno()
         self._poll.register(self._fd, select.POLLIN | select.POLLPRI)
@@ -49,7 +49,7 @@ def ask(dialect: Dialect, connection: Any) -> None:
         raise exc.DisconnectionError("the connection does not answer")
 
 
-def _fileno_of(connection: Any) -> Callable[[], int]:
+def fileno_of(connection: Any) -> Callable[[], int]:
     """Return what tells the socket of a connection; asyncpg and asyncmy have it in a transport of asyncio's."""
     connection = getattr(connection, "driver_connection", connection)
     if hasattr(connection, "fileno"):

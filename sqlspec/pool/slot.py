@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 import weakref
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from sqlalchemy import exc
 from sqlalchemy.pool.base import _ConnectionFairy, _ConnectionRecord
 
+from sqlspec.pool.forks import Abandoned, disarm, has_file
 from sqlspec.pool.liveness import Listener, ask
 from sqlspec.pool.places import Mark
 from sqlspec.pool.proxy import Proxy
@@ -230,6 +232,28 @@ class Slot(_ConnectionRecord):
                 connection, self.dbapi_connection = self.dbapi_connection, None
                 self.home._close_connection(connection)
             self.count_closed(reason)
+
+    def abandon(self) -> None:
+        """Leave the connection to the parent process, of which this one is a forked child."""
+        connection, self.dbapi_connection = self.dbapi_connection, None
+        proxy = None if self.fairy_ref is None else self.fairy_ref()
+        self.fairy_ref = self.mark = self.listener = None
+        self.is_open, self.is_retired = False, True
+        if proxy is not None:
+            proxy.dbapi_connection = cast("Any", Abandoned(os.getppid()))
+            proxy._connection_record = None
+        if connection is not None:
+            disarm(connection)
+
+    def stays_over_fork(self) -> bool:
+        """Tell whether a child process has its own copy of all that the connection is about."""
+        is_sqlite = self.home._dialect.name == "sqlite" and not self.home._dialect.is_async
+        return (
+            is_sqlite
+            and self.mark is None
+            and self.dbapi_connection is not None
+            and not has_file(self.dbapi_connection)
+        )
 
     def checkin(self, _fairy_was_created: bool = True) -> None:
         """Give the slot back to its pool, whatever the callbacks and listeners of the checkin raise."""

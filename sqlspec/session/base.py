@@ -14,7 +14,7 @@ from sqlalchemy.pool import PoolProxiedConnection
 from sqlspec.adapters import Driver, TransactionOptions
 from sqlspec.engine import adopt_transaction, borrow, discard, wanted_autocommit
 from sqlspec.exceptions import PoolClosed
-from sqlspec.pool import slot_of
+from sqlspec.pool import forks, slot_of
 from sqlspec.session.recovery import recover
 
 __all__ = ["BaseSession", "Source"]
@@ -59,6 +59,8 @@ class BaseSession:
     _closed = False
     _echo = False
     _transactions = 0
+    # where the connection was checked out
+    _process_id = 0
     # Results whose cursors must not outlive the checkin; those of strings weakly, since most are read and
     # dropped long before.
     _results: list[Callable[[], Result[Any] | None]]
@@ -100,6 +102,7 @@ class BaseSession:
     def commit(self) -> None:
         """Commit what ran so far; the next statement begins a new transaction."""
         if self._in_transaction and not self._autocommit and not self._is_lost:
+            self._require_own()
             try:
                 self._driver_connection.commit()
             except BaseException as error:  # noqa: BLE001  # always raised again
@@ -117,6 +120,7 @@ class BaseSession:
         self._end("rollback")
 
     def _end(self, how: Literal["commit", "rollback"]) -> None:
+        self._require_own()
         if self._occupied:
             self._require_free()
         if how == "commit":
@@ -167,6 +171,7 @@ class BaseSession:
             self._require_free()
         if self._connection is not None:
             self._living(self._connection)
+        self._require_own()
         if self._driver_connection is None:
             self._open()
         return self._adopt()
@@ -236,6 +241,7 @@ class BaseSession:
                 borrow(proxy, self._driver, self._autocommit, self._options)
             except self._engine.dialect.loaded_dbapi.Error as error:
                 Connection._handle_dbapi_exception_noconnection(error, self._engine.dialect, self._engine)
+        self._process_id = forks.process_id
         self._proxy = proxy
         self._driver_connection = proxy.dbapi_connection
         self._slot = slot_of(proxy)
@@ -243,6 +249,10 @@ class BaseSession:
     def _require_open(self) -> None:
         if self._closed:
             raise exc.ResourceClosedError("This session is closed: get a new one with get_session().")
+
+    def _require_own(self) -> None:
+        if self._process_id != forks.process_id and self._driver_connection is not None:
+            forks.refuse(self._process_id)
 
     def _require_free(self) -> None:
         if self._occupied:
@@ -258,6 +268,9 @@ class BaseSession:
         self._closed = True
         proxy, connection = self._proxy, self._connection
         if proxy is None or (connection is not None and connection.closed):
+            return
+        if self._process_id != forks.process_id:
+            self._proxy = self._driver_connection = self._connection = None
             return
         try:
             for known in self._results:

@@ -16,7 +16,7 @@ from sqlalchemy.pool import PoolProxiedConnection
 from sqlspec.adapters import Driver
 from sqlspec.engine import borrow, discard
 from sqlspec.exceptions import SQLSpecWarning
-from sqlspec.pool import slot_of
+from sqlspec.pool import forks, slot_of
 from sqlspec.session.placeholders import PlaceholderError, Statement, bind, bind_rows, rows_of
 from sqlspec.session.recovery import recover
 
@@ -43,6 +43,7 @@ class Connection:
         self._dialect = dialect
         self._connection: Any = proxy.dbapi_connection
         self._slot = slot_of(proxy)
+        self._process_id = forks.process_id
         self._cursors: weakref.WeakSet[Cursor] = weakref.WeakSet()
         self._closed = self._invalidated = False
         # _open: a transaction may be open on the server; _works: it changed something; _begun: begin() was called;
@@ -153,6 +154,8 @@ class Connection:
         proxy, connection = self._proxy, self._connection
         is_open = self._open or self._touched
         self._closed, self._connection = True, None
+        if self._process_id != forks.process_id:
+            return
         try:
             for cursor in list(self._cursors):
                 cursor.close()
@@ -220,6 +223,8 @@ class Connection:
     def _live(self) -> PoolProxiedConnection:
         if self._closed:
             raise self._errors.InterfaceError("the connection is closed: it went back to the pool")
+        if self._process_id != forks.process_id:
+            forks.refuse(self._process_id)
         return self._proxy
 
     def _start(self) -> None:

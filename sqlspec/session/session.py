@@ -12,6 +12,7 @@ from sqlalchemy import CursorResult, Executable, Result, exc
 from sqlspec.adapters.loading import Position, RowProblem, Target
 from sqlspec.engine import adopt_transaction
 from sqlspec.exceptions import LoadError
+from sqlspec.pool import forks
 from sqlspec.session.base import BaseSession
 from sqlspec.session.bulk import sequences_of
 from sqlspec.session.placeholders import PlaceholderError, Statement, bind, bind_rows, rows_of
@@ -206,6 +207,8 @@ class Session(BaseSession):
             self._require_committed()
         if self._driver_connection is None:
             self._open()
+        elif self._process_id != forks.process_id:
+            forks.refuse(self._process_id)
         engine = self._engine
         # Somebody listens to statements, or wants them in the log: they go the way that SQLAlchemy's own go.
         watched = engine._has_events or engine.dialect._has_events or self._echo
