@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import gc
 import sys
 import threading
@@ -277,7 +276,7 @@ def test_without_a_thread_to_open_aside_a_waiter_connects_by_itself(
         refused.append(arguments)
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(_thread, "start_new_thread", refuse)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
     pool.connect(timeout=10).close()
     held.close()
     assert refused

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import gc
 import logging
 import os
@@ -20,9 +19,10 @@ import sqlalchemy as sa
 
 from sqlspec import PoolTimeout
 from sqlspec.pool import BEYOND_QUEUEPOOL, FairQueuePool
+from sqlspec.pool.proxy import lent
 from sqlspec.pool.slot import Slot
 from sqlspec.testing import ScriptedDriver
-from tests.callers import line_up
+from tests.callers import Caller, line_up
 from tests.servers import wait_until
 
 
@@ -148,18 +148,18 @@ def test_an_interrupt_before_a_checkin_begins_leaves_it_to_the_end_of_the_proxy(
 def test_an_interrupt_while_an_opener_starts_loses_no_place_and_serves_nobody_twice(
     driver: ScriptedDriver, monkeypatch: pytest.MonkeyPatch, is_started: bool
 ) -> None:
-    start = _thread.start_new_thread
+    start = threading.Thread.start
 
-    def interrupted(*arguments: Any) -> int:
-        monkeypatch.setattr(_thread, "start_new_thread", start)
+    def interrupted(thread: threading.Thread) -> None:
+        monkeypatch.setattr(threading.Thread, "start", start)
         if is_started:
-            start(*arguments)
+            start(thread)
         raise KeyboardInterrupt
 
     pool = FairQueuePool(driver.connect, pool_size=2, max_overflow=0, timeout=5, **BEYOND_QUEUEPOOL)
     held = pool.connect()
     driver.slow("connect", 0.05, times=1)
-    monkeypatch.setattr(_thread, "start_new_thread", interrupted)
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
     with pytest.raises(KeyboardInterrupt):
         pool.connect()
     second = pool.connect()
@@ -193,6 +193,112 @@ def test_an_interrupt_while_housekeeping_starts_stops_it_for_nobody(
     for connection in held:
         connection.close()
     wait_until(lambda: [pool.stats().total for pool in pools] == [1, 1])
+
+
+def test_a_process_without_threads_keeps_the_exception_that_is_handled(
+    driver: ScriptedDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    pool = FairQueuePool(driver.connect, pool_size=1, max_overflow=1, leak_seconds=5)
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        pool.connect().close()
+    assert_whole(pool, driver)
+
+
+# a thread that ends in this way is told of
+@pytest.mark.filterwarnings(
+    "ignore:Exception in thread sqlspec-housekeeping:pytest.PytestUnhandledThreadExceptionWarning"
+)
+def test_housekeeping_that_is_ended_by_a_listener_begins_again(driver: ScriptedDriver) -> None:
+    def overflow() -> FairQueuePool:
+        return FairQueuePool(driver.connect, pool_size=1, max_overflow=2, linger_seconds=0.1)
+
+    ended, other = overflow(), overflow()
+
+    def end(*_: object) -> None:
+        raise SystemExit
+
+    sa.event.listen(ended, "close", end)
+    for pool in (ended, other):
+        held = [pool.connect() for _ in range(3)]
+        for connection in held:
+            connection.close()
+        if pool is ended:
+            wait_until(lambda: not any("housekeeping" in thread.name for thread in threading.enumerate()))
+    wait_until(lambda: other.stats().total == 1)
+
+
+def test_openers_leave_no_thread_behind(driver: ScriptedDriver) -> None:
+    pool = FairQueuePool(driver.connect, pool_size=4, max_overflow=0, timeout=5, **BEYOND_QUEUEPOOL)
+    sa.event.listen(pool, "connect", lambda *_: threading.current_thread())
+    held, callers = pool.connect(), [Caller(pool) for _ in range(3)]
+    for caller in callers:
+        caller.answer()
+        caller.give_back()
+    held.close()
+    assert pool.stats().created > 1
+    ours = {"sqlspec-opener", "Dummy"}
+    wait_until(lambda: not any(thread.name.startswith(tuple(ours)) for thread in threading.enumerate()))
+
+
+def test_a_connection_dropped_by_an_interrupted_finaliser_comes_back_when_it_is_needed(
+    driver: ScriptedDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = FairQueuePool(driver.connect, pool_size=1, max_overflow=0, timeout=5)
+    held: Any = pool.connect()
+    ref = held._connection_record.fairy_ref
+    # as if Python had swallowed an interrupt at its first step
+    slot = lent.pop(ref)
+    del held
+    gc.collect()
+    lent[ref] = slot
+    pool.connect().close()
+    assert pool.stats().created == 1
+
+
+def test_what_a_finaliser_closes_is_not_given_back_twice(driver: ScriptedDriver) -> None:
+    pool = FairQueuePool(driver.connect, pool_size=1, max_overflow=0, timeout=5)
+
+    class Repository:
+        def __init__(self) -> None:
+            self.myself = self
+            self.connection = pool.connect()
+
+        def __del__(self) -> None:
+            self.connection.close()
+
+    repository: Any = Repository()
+    others: list[Any] = []
+    waiting = threading.Thread(target=lambda: others.append(pool.connect()))
+    waiting.start()
+    wait_until(lambda: pool.stats().waiters == 1)
+    del repository
+    gc.collect()
+    waiting.join()
+    with pytest.raises(PoolTimeout):
+        pool.connect(timeout=0.05)
+    others.pop().close()
+    assert_whole(pool, driver)
+
+
+def test_a_connection_is_reset_that_is_dropped_together_with_its_pool(driver: ScriptedDriver) -> None:
+    events: list[str] = []
+
+    def drop() -> None:
+        pool = FairQueuePool(driver.connect, pool_size=1, max_overflow=0)
+        sa.event.listen(pool, "reset", lambda connection, record, state: events.append("reset"))
+        sa.event.listen(pool, "checkin", lambda *_: events.append("checkin"))
+        held: Any = pool.connect()
+        held.myself = held
+
+    drop()
+    gc.collect()
+    assert events == ["reset", "checkin"]
 
 
 def test_a_place_that_is_found_lost_twice_is_counted_once(driver: ScriptedDriver) -> None:
@@ -350,6 +456,7 @@ def test_the_interpreter_ends_whatever_the_pool_is_at(how: str) -> None:
     program = f"""
 import threading, time
 from sqlspec.pool import BEYOND_QUEUEPOOL, FairQueuePool
+from sqlspec.pool.proxy import lent
 from sqlspec.pool.slot import Slot
 from sqlspec.testing import ScriptedDriver
 driver = ScriptedDriver()

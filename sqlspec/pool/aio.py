@@ -149,9 +149,11 @@ class AsyncFairQueuePool(FairQueuePool, AsyncAdaptedQueuePool):
         try:
             if loop is None:
                 raise RuntimeError("nobody waits in a loop")
+            self._pool.unopened[slot.ref] = slot
             # this may be a finaliser in another thread
-            loop.call_soon_threadsafe(self._spawn, loop, self._open, slot)
+            loop.call_soon_threadsafe(self._spawn, loop, self._open, slot.ref)
         except RuntimeError:
+            self._pool.unopened.pop(slot.ref, None)
             self._pool.opening.pop(slot.ref, None)
             self._do_return_conn(slot)
 

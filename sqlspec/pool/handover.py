@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import contextvars
 import math
@@ -17,9 +16,10 @@ from sqlspec.exceptions import PoolClosed, PoolTimeout
 from sqlspec.pool.base import SlotPool
 from sqlspec.pool.garbage import collect_garbage
 from sqlspec.pool.places import Mark, Owner
-from sqlspec.pool.proxy import Proxy
+from sqlspec.pool.proxy import Proxy, lent
 from sqlspec.pool.slot import Slot
 from sqlspec.pool.stats import MANY
+from sqlspec.pool.threads import start_thread
 from sqlspec.pool.waiters import Waiter
 
 __all__ = ["HandOverPool", "checkout_deadline"]
@@ -205,7 +205,7 @@ class HandOverPool(SlotPool):
 
     def _take_back(self, ref: weakref.ref[Any]) -> None:
         """Give back what its borrower has dropped, as if it had been closed; in whatever thread that comes out."""
-        slot = self._pool.lent.pop(ref, None)
+        slot = lent.pop(ref, None)
         if slot is not None and slot.fairy_ref is ref and not sys.is_finalizing():
             Proxy(self, slot.dbapi_connection, slot, self._should_log_debug())._checkin()
 
@@ -219,7 +219,10 @@ class HandOverPool(SlotPool):
             self._settle()
 
     def _find_lost(self) -> None:
-        """Make up for the calls of `_lost` in which Python has swallowed an interrupt."""
+        """Make up for the calls of `_take_back` and `_lost` in which Python has swallowed an interrupt."""
+        for ref, slot in list(lent.items()):
+            if ref() is None and slot.home is self:
+                self._take_back(ref)
         for ref in list(self._pool.known):
             if ref() is None:
                 self._lost(ref)
@@ -299,21 +302,25 @@ class HandOverPool(SlotPool):
     # -- opening aside
 
     def _open_aside_for(self, slot: Slot) -> None:
-        run = self._pool.context_of_first_waiter().run
+        slots = self._pool
+        run = slots.context_of_first_waiter().run
+        slots.unopened[slot.ref] = slot
+        is_started = False
         try:
-            if sys.is_finalizing():
-                raise RuntimeError("the interpreter ends, and starts no thread any more")
-            # Not Thread.start(), which waits for the thread: an interrupt of that may come out as a RuntimeError
-            # though the thread runs, and the slot would have two owners.
-            _thread.start_new_thread(run, (self._open, slot))
-        except RuntimeError:
-            # the process has no threads left: a waiter connects by itself
-            self._pool.opening.pop(slot.ref, None)
-            self._do_return_conn(slot)
+            is_started = start_thread("sqlspec-opener", run, self._open, slot.ref)
+        finally:
+            # After an interrupt the thread may run or not: who takes the slot from there has it.
+            if not is_started and slots.unopened.pop(slot.ref, None) is not None:
+                # a waiter connects by itself
+                slots.opening.pop(slot.ref, None)
+                self._do_return_conn(slot)
 
-    def _open(self, slot: Slot) -> None:
+    def _open(self, ref: weakref.ref[Slot]) -> None:
         """Connect for whoever is first in the line when it is done, or tell the first in the line why not."""
         slots = self._pool
+        slot = slots.unopened.pop(ref, None)
+        if slot is None:
+            return
         # the connection serves others as well: the deadline of one waiter does not end it
         checkout_deadline.set(None)
         try:
@@ -321,12 +328,14 @@ class HandOverPool(SlotPool):
                 slot.get_connection()
         except BaseException as error:  # noqa: BLE001  # it is raised by the waiter
             slots.tell_first_waiter(error)
-        self._look_after_overflow()
-        self._give_back(slot)
-        # only now, so that the waiter sees an opening or what has come of it
-        slots.opening.pop(slot.ref, None)
-        # one opener less: others may wait
-        self._settle()
+        try:
+            self._look_after_overflow()
+            self._give_back(slot)
+        finally:
+            # only now, so that the waiter sees an opening or what has come of it
+            slots.opening.pop(ref, None)
+            # one opener less: others may wait
+            self._settle()
 
     # -- the end
 
@@ -377,9 +386,6 @@ class HandOverPool(SlotPool):
         raise NotImplementedError
 
     def _report_drop(self, mark: Mark) -> None:
-        raise NotImplementedError
-
-    def _was_dropped(self, slot: Slot) -> bool:
         raise NotImplementedError
 
     def _sleep(self, seconds: float) -> None:

@@ -9,6 +9,8 @@ import time
 import weakref
 from typing import Protocol
 
+from sqlspec.pool.threads import start_thread
+
 __all__ = ["look_after"]
 
 _logger = logging.getLogger("sqlspec.pool")
@@ -46,21 +48,23 @@ class _Housekeeper:
             is_running = self._is_running
             self._changed.notify()
         if not is_running:
-            try:
-                # another one may be started at the same time: one of them ends at once
-                threading.Thread(target=self._run, name="sqlspec-housekeeping", daemon=True).start()
-            except RuntimeError as error:
-                if error.__context__ is not None:
-                    # an interrupt in the middle of it
-                    raise error.__context__ from None
-                # the process has no threads left, or ends; nothing depends on this one
-                _logger.debug("no thread for housekeeping", exc_info=True)
+            # another one may be started at the same time: one of them ends at once; nothing depends on it
+            start_thread("sqlspec-housekeeping", self._run)
 
     def _run(self) -> None:
         with self._changed:
             is_running, self._is_running = self._is_running, True
         if is_running:
             return
+        try:
+            self._look_after_all()
+        except BaseException:
+            # the next one who wants something looked after starts another
+            with self._changed:
+                self._is_running = False
+            raise
+
+    def _look_after_all(self) -> None:
         while (due := self._next_due()) is not None:
             pool = due()
             if pool is None:

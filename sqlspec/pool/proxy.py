@@ -9,7 +9,12 @@ from sqlalchemy.pool.base import _ConnectionFairy
 if TYPE_CHECKING:
     from sqlspec.pool.slot import Slot
 
-__all__ = ["Proxy"]
+__all__ = ["Proxy", "lent"]
+
+# The slots of all pools that are checked out, by the weak reference to the proxy that the borrower holds. Where that
+# is dropped, they stay here until they are taken back; also where the pool itself is garbage by then, since Python
+# tells of nothing that dies together with who wants to know.
+lent: dict[Any, Slot] = {}
 
 
 class _NoFinalizer:
@@ -38,6 +43,12 @@ class Proxy(_ConnectionFairy):
 
     def _checkin(self, transaction_was_reset: bool = False) -> None:
         slot, pool = self._connection_record, self._pool
+        ref = None if slot is None else slot.fairy_ref
+        # None: this proxy was made to give back what the borrower dropped
+        if slot is not None and (ref is None or ref() not in (self, None)):
+            # Somebody else has it: it was given back already. A __del__ may close what was dropped with it.
+            self._let_go()
+            return
         if slot is None or self.dbapi_connection is None or self._echo:
             # detached, invalidated, or to be told of
             super()._checkin(transaction_was_reset)
@@ -47,14 +58,15 @@ class Proxy(_ConnectionFairy):
         except BaseException as error:
             pool.logger.error("Exception during reset or similar", exc_info=True)
             self._let_go()
-            slot._checkin_failed(error)
+            if slot.fairy_ref is ref:
+                slot._checkin_failed(error)
             if not isinstance(error, Exception):
                 raise
             return
-        self._let_go()
-        # a listener may have given it back
-        if slot.fairy_ref is not None:
+        # a listener, or another thread, may have given it back
+        if slot.fairy_ref is ref:
             slot.checkin()
+        self._let_go()
 
     def _let_go(self) -> None:
         self.dbapi_connection = self._connection_record = None  # type: ignore[assignment]  # as SQLAlchemy does
@@ -62,5 +74,5 @@ class Proxy(_ConnectionFairy):
     def detach(self) -> None:
         """Take the connection out of the pool: it is the caller's alone from now on."""
         if self._connection_record is not None:
-            self._pool._pool.lent.pop(self._connection_record.fairy_ref, None)
+            lent.pop(self._connection_record.fairy_ref, None)
         super().detach()

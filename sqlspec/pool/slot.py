@@ -14,7 +14,7 @@ from sqlalchemy.pool.base import _ConnectionFairy, _ConnectionRecord
 from sqlspec.pool.forks import Abandoned, disarm, has_file
 from sqlspec.pool.liveness import Listener, ask
 from sqlspec.pool.places import Mark
-from sqlspec.pool.proxy import Proxy
+from sqlspec.pool.proxy import Proxy, lent
 from sqlspec.pool.stats import MANY
 
 if TYPE_CHECKING:
@@ -106,15 +106,15 @@ class Slot(_ConnectionRecord):
         slot = pool._do_get()
         try:
             connection = slot.get_connection()
+            echo = pool._should_log_debug()
+            proxy = Proxy(pool, connection, slot, echo)
+            ref = weakref.ref(proxy, pool._take_back)
         except BaseException as error:
             slot._checkin_failed(error, _fairy_was_created=False)
             raise
-        echo = pool._should_log_debug()
-        proxy = Proxy(pool, connection, slot, echo)
-        ref = weakref.ref(proxy, pool._take_back)
         # no interrupt comes between these two
         slot.fairy_ref = ref
-        pool._pool.lent[ref] = slot
+        lent[ref] = slot
         if echo:
             pool.logger.debug("Connection %r checked out from pool", connection)
         return proxy
@@ -237,6 +237,7 @@ class Slot(_ConnectionRecord):
         """Leave the connection to the parent process, of which this one is a forked child."""
         connection, self.dbapi_connection = self.dbapi_connection, None
         proxy = None if self.fairy_ref is None else self.fairy_ref()
+        lent.pop(self.fairy_ref, None)
         self.fairy_ref = self.mark = self.listener = None
         self.is_open, self.is_retired = False, True
         if proxy is not None:
@@ -264,7 +265,7 @@ class Slot(_ConnectionRecord):
         self.fairy_ref = None
         home, mark, connection = self.home, self.mark, self.dbapi_connection
         try:
-            home._pool.lent.pop(borrower, None)
+            lent.pop(borrower, None)
             while self.finalize_callback:
                 callback = self.finalize_callback.pop()
                 if connection is not None:

@@ -39,10 +39,9 @@ class Slots:
         # which somebody connects for the waiters, and those that are being closed.
         self.known: dict[Any, bool] = {}
         self.opening: dict[Any, None] = {}
+        # of those in which somebody connects, the ones whose opener has not begun
+        self.unopened: dict[Any, Slot] = {}
         self.closing: dict[Any, None] = {}
-        # Those that are checked out, by the weak reference to the proxy that their borrower holds: where that is
-        # dropped, they stay here until they are taken back.
-        self.lent: dict[Any, Slot] = {}
         self.tally = Tally()
         self.is_closed = self.is_retired = False
         # the thread that disposed of the pool and has not used it since
