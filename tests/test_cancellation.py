@@ -6,9 +6,12 @@ import asyncio
 import contextlib
 import os
 import random
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 
 from sqlspec import SQLSpec
 from tests.conftest import Database
@@ -39,6 +42,12 @@ def server_side(database: Database) -> list[Any]:
         registry.register_config(database.config())
         with registry.get_session(autocommit=True) as session:
             return list(session.execute(sql).scalars())
+
+
+def busy(value: int) -> Iterator[tuple[int]]:
+    """Return a row, and keep the event loop so long that psycopg gives way to others at its next step."""
+    yield (value,)
+    time.sleep(0.01)
 
 
 async def ask(registry: SQLSpec, sql: str, token: int, seconds: float, wrong: list[Any]) -> None:
@@ -84,18 +93,21 @@ def test_cancelled_at_random_nothing_is_lost_and_nobody_gets_a_foreign_answer(
     assert cancelled > rounds // 4
 
 
-@pytest.mark.parametrize("kind", ["session", "autocommit", "connection"])
+@pytest.mark.parametrize("kind", ["session", "autocommit", "connection", "many", "connection, many"])
 def test_cancelled_at_any_await_leaves_the_next_borrower_a_clean_connection(
     database: Database, registry: SQLSpec, kind: str
 ) -> None:
+    sql = "INSERT INTO kept VALUES (?)"
+
     async def write(value: int) -> None:
-        if kind == "connection":
+        if kind.startswith("connection"):
             async with registry.get_async_connection() as connection:
-                await connection.cursor().execute("INSERT INTO kept VALUES (?)", (value,))
+                cursor = connection.cursor()
+                await (cursor.executemany(sql, busy(value)) if "many" in kind else cursor.execute(sql, (value,)))
                 await connection.commit()
             return
         async with registry.get_async_session(autocommit=kind == "autocommit") as session:
-            await session.execute("INSERT INTO kept VALUES (?)", (value,))
+            await (session.execute_many(sql, busy(value)) if kind == "many" else session.execute(sql, (value,)))
 
     async def cancelled_after(steps: int) -> None:
         task = asyncio.create_task(write(-steps))
@@ -116,6 +128,48 @@ def test_cancelled_at_any_await_leaves_the_next_borrower_a_clean_connection(
                 # seen by others: it is committed
                 assert other.execute("SELECT count(*) FROM kept WHERE value = ?", (steps,)).scalar() == 1
         assert registry.get_pool_stats().checked_out == 0
+        await registry.aclose()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", ["session", "autocommit", "watched", "connection"])
+def test_cancelled_on_its_way_into_many_rows_a_task_ends_so_and_its_connection_answers_nobody_else(
+    database: Database, registry: SQLSpec, kind: str
+) -> None:
+    sql = "INSERT INTO kept VALUES (?)"
+
+    def rows() -> Iterator[tuple[int]]:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        yield from busy(1)
+        yield from busy(1)
+
+    async def write() -> None:
+        if kind == "connection":
+            async with registry.get_async_connection() as connection:
+                await connection.cursor().execute("SELECT 1")
+                await connection.cursor().executemany(sql, rows())
+            return
+        async with registry.get_async_session(autocommit=kind == "autocommit") as session:
+            await session.execute("SELECT 1").all()
+            await session.execute_many(sql, rows())
+
+    async def main() -> None:
+        registry.resize_pool(pool_size=1)
+        async with registry.get_async_session() as session:
+            await session.execute("DROP TABLE IF EXISTS kept")
+            await session.execute("CREATE TABLE kept (value INTEGER)")
+        if kind == "watched":
+            event.listen(registry.get_async_engine().sync_engine, "before_cursor_execute", lambda *_: None)
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.create_task(write())
+        async with registry.get_async_session() as session:
+            assert await session.execute("SELECT 'mine'").scalar() == "mine"
+            await session.execute(sql, (2,))
+        with registry.get_session() as other:
+            assert other.execute("SELECT value FROM kept WHERE value = 2").all() == [(2,)]
         await registry.aclose()
 
     asyncio.run(main())

@@ -284,6 +284,11 @@ class PsycopgAsync(Psycopg):
 
     is_async = True
 
+    def prepare(self, connection: Any) -> None:
+        from sqlspec.adapters.pipeline import PipelineCursor
+
+        connection.driver_connection.cursor_factory = PipelineCursor
+
     def describe(self, cursor: Any) -> Any:
         return cursor.description
 
@@ -304,7 +309,9 @@ class PsycopgAsync(Psycopg):
     def recover(self, connection: Any, cursor: Any) -> bool:
         # psycopg has cancelled the statement, and read what the server said to that
         connection.rollback()
-        return not connection.closed
+        pgconn = connection.driver_connection.pgconn
+        # by their numbers: libpq's PQ_PIPELINE_OFF and PQTRANS_IDLE
+        return not connection.closed and pgconn.pipeline_status == 0 and pgconn.transaction_status == 0
 
     def _set_isolation_level(self, connection: Any, level: str | None) -> None:
         import psycopg
