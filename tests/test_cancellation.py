@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import itertools
 import os
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Generator, Iterator
 from typing import Any
 
 import pytest
@@ -48,6 +50,31 @@ def busy(value: int) -> Iterator[tuple[int]]:
     """Return a row, and keep the event loop so long that psycopg gives way to others at its next step."""
     yield (value,)
     time.sleep(0.01)
+
+
+class CancelledAt:
+    """Run a coroutine, and cancel its task as it begins to wait for the times with these numbers."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, None], *numbers: int) -> None:
+        self._steps = coroutine.__await__()
+        self._numbers = numbers
+
+    def __await__(self) -> Generator[Any, None, None]:
+        step = functools.partial(self._steps.send, None)
+        for number in itertools.count():
+            try:
+                waiting = step()
+            except StopIteration:
+                return
+            if number in self._numbers:
+                task = asyncio.current_task()
+                assert task is not None
+                task.cancel()
+            try:
+                yield waiting
+                step = functools.partial(self._steps.send, None)
+            except BaseException as error:  # the coroutine's
+                step = functools.partial(self._steps.throw, error)
 
 
 async def ask(registry: SQLSpec, sql: str, token: int, seconds: float, wrong: list[Any]) -> None:
@@ -170,6 +197,34 @@ def test_cancelled_on_its_way_into_many_rows_a_task_ends_so_and_its_connection_a
             await session.execute(sql, (2,))
         with registry.get_session() as other:
             assert other.execute("SELECT value FROM kept WHERE value = 2").all() == [(2,)]
+        await registry.aclose()
+
+    asyncio.run(main())
+
+
+def test_a_write_that_is_cancelled_twice_leaves_no_lock(database: Database) -> None:
+    async def main() -> None:
+        registry, tasks = SQLSpec(), []
+        registry.register_config(database.config(pool_size=1, max_overflow=0, connect_timeout=2.0))
+
+        async def write(*cancelled_at: int) -> None:
+            async def insert() -> None:
+                async with registry.get_async_session() as session:
+                    await session.execute("SELECT 1").all()
+                    await session.execute_many("INSERT INTO kept VALUES (?)", [(1,), (2,)])
+
+            with contextlib.suppress(asyncio.CancelledError):
+                await CancelledAt(insert(), *cancelled_at)
+
+        async with registry.get_async_session() as session:
+            await session.execute("DROP TABLE IF EXISTS kept")
+            await session.execute("CREATE TABLE kept (value INTEGER)")
+        for first, gap in itertools.product(range(16), (1, 2, 3)):
+            # who still looks at a task keeps its frames, and what is in them
+            tasks.append(asyncio.create_task(write(first, first + gap)))
+            await asyncio.wait(tasks)
+            async with registry.get_async_session() as session:
+                await session.execute("DELETE FROM kept")
         await registry.aclose()
 
     asyncio.run(main())

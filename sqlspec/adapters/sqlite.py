@@ -321,6 +321,9 @@ _closing: set[asyncio.Task[None]] = set()
 async def _close(connection: Any) -> None:
     try:
         await _interrupt(connection)
+        # With a cursor that somebody still holds, SQLite closes later, and would keep the lock of a write until then.
+        with contextlib.suppress(sqlite3.Error, ValueError):
+            await connection.rollback()
         await connection.close()
     except BaseException:
         # The loop ends. The thread must not outlive it, nor keep the process alive; interrupted, it is done soon.
