@@ -399,6 +399,54 @@ def test_nothing_else_runs_while_rows_are_loaded(items: SQLSpec, other: Callable
     assert found(items) == []
 
 
+def test_rows_of_an_own_stream_are_loaded_or_refused_and_never_waited_for(items: SQLSpec, database: Database) -> None:
+    query = "SELECT id + 1000, name FROM items WHERE id < 1000"
+    with items.get_session("primary") as session:
+        session.load_rows("items", ((number, "x") for number in range(300)), columns=("id", "name"))
+        session.commit()
+        if database.name == "sqlite":
+            assert session.load_rows("items", session.stream(query, chunk_size=100), columns=("id", "name")) == 300
+            return
+        for rows in (
+            lambda: session.stream(query, chunk_size=100),
+            lambda: iter(session.stream(query, chunk_size=100)),
+        ):
+            with pytest.raises(exc.InvalidRequestError, match=r"stream .*is open"):
+                session.load_rows("items", rows(), columns=("id", "name"))
+            session.rollback()
+        rows_in_memory = session.stream(query).all()
+        assert session.load_rows("items", rows_in_memory, columns=("id", "name")) == 300
+        assert session.execute("SELECT count(*) FROM items").scalar() == 600
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgresql", "psycopg"], indirect=True)
+def test_lists_are_loaded_while_a_stream_is_open(items: SQLSpec) -> None:
+    with items.get_session("primary") as session:
+        session.load_rows("items", ((number, "x") for number in range(300)), columns=("id", "name"))
+        with session.stream("SELECT id + 1000, name FROM items WHERE id < 1000", chunk_size=100) as stream:
+            for batch in stream.partitions():
+                session.load_rows("items", batch, columns=("id", "name"))
+    assert len(found(items)) == 600
+
+
+def test_tasks_do_not_wait_for_a_stream_that_they_load(items: SQLSpec, database: Database) -> None:
+    async def main() -> None:
+        async with SQLSpec() as registry:
+            registry.register_config(database.config())
+            async with registry.get_async_session() as session:
+                await session.load_rows("items", [(1, "a"), (2, "b")], columns=("id", "name"))
+                rows = session.stream("SELECT id + 10, name FROM items WHERE id < 10", chunk_size=1)
+                if database.name == "sqlite":
+                    assert await session.load_rows("items", rows, columns=("id", "name")) == 2
+                    return
+                with pytest.raises(exc.InvalidRequestError, match=r"stream .*is open"):
+                    await session.load_rows("items", rows, columns=("id", "name"))
+                await session.rollback()
+                assert await session.execute("SELECT count(*) FROM items").scalar() == 0
+
+    asyncio.run(main())
+
+
 def test_an_interrupt_among_the_rows_stays_one(items: SQLSpec) -> None:
     def rows() -> Iterator[tuple[int, str]]:
         yield from ((number, "x") for number in range(1500))

@@ -129,12 +129,15 @@ class Session(BaseSession):
 
         Raises:
             sqlspec.exceptions.LoadError: a row does not fit; nothing of this call is kept once you roll back.
-            sqlalchemy.exc.InvalidRequestError: under autocommit.
+            sqlalchemy.exc.InvalidRequestError: under autocommit; or the rows may come from a stream of this session,
+                whose connection they would be loaded on: SQLite alone can do both.
         """
         if self._autocommit:
             raise exc.InvalidRequestError("load_rows() needs a transaction, and this session autocommits")
         names, position = sequences_of(rows, columns)
         connection = self.connection()
+        if not isinstance(rows, Sequence):
+            self._require_no_stream()
         if not connection.in_transaction():
             connection.begin()
         self._occupied = "load_rows() is under way: take its rows from another session"
@@ -145,6 +148,15 @@ class Session(BaseSession):
         finally:
             self._occupied = ""
         return position.taken
+
+    def _require_no_stream(self) -> None:
+        # Only now, since it may be the first row that opens it. COPY has the connection for itself: rows that come from
+        # there would be waited for without end.
+        if self._driver.syntax == "postgresql" and not all(stream._soft_closed for stream in self._streams):
+            raise exc.InvalidRequestError(
+                "load_rows() cannot take rows one by one while a stream of its session is open on PostgreSQL: "
+                "read them into a list first, or take them from another session, as copy_rows() does"
+            )
 
     def _fail_to_load(self, table: str, position: Position, error: BaseException) -> NoReturn:
         failure = position.failure
