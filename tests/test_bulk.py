@@ -352,6 +352,57 @@ def test_mappings_must_have_the_same_keys(items: SQLSpec) -> None:
     assert found(items) == [(1, "a"), (2, "b")]
 
 
+NO_ROWS: list[tuple[list[Any], int]] = [
+    ([(1, "a"), {"id": 2, "name": "b"}], 2),
+    ([{"id": 1, "name": "a"}, (2, "b")], 2),
+    ([{"id": 1}, (2, "b")], 2),
+    ([{"id": 1}, {}], 2),
+    ([{}], 1),
+    ([(1, "a"), "2b"], 2),
+    ([b"12"], 1),
+    ([(1, "a")] * 1500 + [{2, "b"}], 1501),
+    ([(value for value in (1, "a"))], 1),
+    ([5], 1),
+    ([{"id": number, "name": "a"} for number in range(1500)] + [None], 1501),
+]
+
+
+@pytest.mark.parametrize(("rows", "position"), NO_ROWS)
+@pytest.mark.parametrize("kind", [list, iter])
+def test_what_is_no_row_is_refused_with_its_position(
+    spec: SQLSpec, kind: Callable[[list[Any]], Any], rows: list[Any], position: int
+) -> None:
+    with spec.get_session("primary") as session:
+        session.execute("DROP TABLE IF EXISTS loose")
+        session.execute("CREATE TABLE loose (id INTEGER, name VARCHAR(50))")
+        session.commit()
+        with pytest.raises(LoadError) as caught:
+            session.load_rows("loose", kind(rows))
+        assert caught.value.position == position
+        session.rollback()
+        assert session.execute("SELECT count(*) FROM loose").scalar() == 0
+        session.execute("DROP TABLE loose")
+
+
+def test_tasks_are_told_as_well_which_row_is_none(items: SQLSpec, database: Database) -> None:
+    async def main() -> None:
+        async with SQLSpec() as registry:
+            registry.register_config(database.config())
+            async with registry.get_async_session() as session:
+                for rows in ([(1, "a"), {"id": 2, "name": "b"}], [{"id": 1, "name": "a"}, (2, "b")]):
+                    with pytest.raises(LoadError) as caught:
+                        await session.load_rows("items", rows, columns=("id", "name"))
+                    assert caught.value.position == 2
+                    await session.rollback()
+
+    asyncio.run(main())
+
+
+def test_columns_are_names_and_not_the_letters_of_one(items: SQLSpec) -> None:
+    with items.get_session("primary") as session, pytest.raises(TypeError, match="list of names"):
+        session.load_rows("items", [(1, 2)], columns="id")
+
+
 def test_names_with_percent_signs_are_loaded_into(spec: SQLSpec) -> None:
     with spec.get_session("primary") as session:
         table = sa.Table("100%", sa.MetaData(), sa.Column("50%%s", sa.Integer), sa.Column("b", sa.Integer))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set, Sized
 from enum import Enum
 from typing import Any, TypeVar
 
 from sqlalchemy.engine import Dialect
 
-__all__ = ["Converters", "Position", "RowProblem", "Target", "batches", "converted", "value_of"]
+__all__ = ["Converters", "Position", "RowProblem", "Target", "batches", "checked", "converted", "value_of"]
 
 R = TypeVar("R")
 
@@ -124,6 +124,8 @@ class Position:
 
 # Enough for the round trip not to count; where a row is bad, so many are tried one by one.
 _ROWS_A_BATCH = 1000
+# what has a length and parts, which are not values of columns in their order
+_NO_SEQUENCES = (str, bytes, bytearray, memoryview, Mapping, Set)
 
 
 def batches(rows: Position, converters: Converters) -> Iterator[list[Sequence[Any]]]:
@@ -133,15 +135,33 @@ def batches(rows: Position, converters: Converters) -> Iterator[list[Sequence[An
 
 def converted(rows: Position, convert: Callable[[list[Any]], R]) -> Iterator[R]:
     """Return what becomes of rows, many at a time; note the row of which nothing becomes."""
-    source, before = iter(rows), 0
-    while batch := list(itertools.islice(source, _ROWS_A_BATCH)):
+    for before, batch in checked(rows, _is_sequence, "a sequence of values"):
         try:
             outcome = convert(batch)
         except Exception:
             rows.bad = before + _first_bad(batch, convert)
             raise
         yield outcome
+
+
+def checked(rows: Iterable[Any], is_row: Callable[[type], bool], wanted: str) -> Iterator[tuple[int, list[Any]]]:
+    """Return rows, many at a time, after the number of those before.
+
+    Raises:
+        RowProblem: the type of one is no type of rows.
+    """
+    source, before = iter(rows), 0
+    while batch := list(itertools.islice(source, _ROWS_A_BATCH)):
+        if not all(map(is_row, set(map(type, batch)))):
+            number, kind = next((n, type(row)) for n, row in enumerate(batch, 1) if not is_row(type(row)))
+            raise RowProblem(before + number, f"it is of the type {kind.__name__}, and must be {wanted}")
+        yield before, batch
         before += len(batch)
+
+
+def _is_sequence(kind: type) -> bool:
+    # rows of drivers, and arrays, are no sequences by their base class
+    return issubclass(kind, Sized) and issubclass(kind, Iterable) and not issubclass(kind, _NO_SEQUENCES)
 
 
 def _first_bad(batch: list[Any], convert: Callable[[list[Any]], object]) -> int:

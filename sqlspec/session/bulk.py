@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from sqlalchemy import Executable
 
-from sqlspec.adapters.loading import Position, RowProblem
+from sqlspec.adapters.loading import Position, RowProblem, checked
 from sqlspec.exceptions import LoadError
 
 if TYPE_CHECKING:
@@ -20,7 +20,13 @@ __all__ = ["copy_rows", "sequences_of"]
 
 
 def sequences_of(rows: Iterable[Any], columns: Sequence[str]) -> tuple[Sequence[str], Position]:
-    """Return the columns of rows and the rows as sequences, counted as they are taken."""
+    """Return the columns of rows and the rows as sequences, counted as they are taken.
+
+    Raises:
+        TypeError: the columns are a string, whose letters would be taken for names.
+    """
+    if isinstance(columns, str):
+        raise TypeError(f"columns={columns!r} is a string: give a list of names, such as [{columns!r}]")
     if isinstance(rows, list) and rows and not isinstance(rows[0], Mapping):
         return columns, Position(rows)
     source = iter(rows)
@@ -32,18 +38,25 @@ def sequences_of(rows: Iterable[Any], columns: Sequence[str]) -> tuple[Sequence[
     return names, Position(_values(together, names, () if columns else names))
 
 
-def _values(rows: Iterable[Mapping[str, Any]], names: Sequence[str], all_names: Sequence[str]) -> Iterator[Any]:
+def _values(rows: Iterable[Any], names: Sequence[str], all_names: Sequence[str]) -> Iterator[Any]:
     """Return the values of mappings; where ``all_names`` are given, there must not be others."""
+    if not names:
+        raise RowProblem(1, "it is a mapping without values")
     get, count = itemgetter(*names), len(all_names)
-    for position, row in enumerate(rows, 1):
-        try:
-            values = get(row)
-        except KeyError as error:
-            raise RowProblem(position, f"it has no value for {error}") from None
-        if count and len(row) != count:
-            others = ", ".join(sorted(str(name) for name in row if name not in all_names))
-            raise RowProblem(position, f"it has values for {others}, which the first row has not: give columns=")
-        yield values if len(names) > 1 else (values,)
+    for before, batch in checked(rows, _is_mapping, "a mapping, as the first row"):
+        for position, row in enumerate(batch, before + 1):
+            try:
+                values = get(row)
+            except KeyError as error:
+                raise RowProblem(position, f"it has no value for {error}") from None
+            if count and len(row) != count:
+                others = ", ".join(sorted(str(name) for name in row if name not in all_names))
+                raise RowProblem(position, f"it has values for {others}, which the first row has not: give columns=")
+            yield values if len(names) > 1 else (values,)
+
+
+def _is_mapping(kind: type) -> bool:
+    return issubclass(kind, Mapping)
 
 
 @overload

@@ -159,11 +159,11 @@ class Session(BaseSession):
             )
 
     def _fail_to_load(self, table: str, position: Position, error: BaseException) -> NoReturn:
-        failure = position.failure
-        if isinstance(failure, RowProblem):
-            raise LoadError(table, failure, failure.position) from failure
-        if failure is not None:
-            raise failure from None
+        problem = position.failure or error
+        if isinstance(problem, RowProblem):
+            raise LoadError(table, problem, problem.position) from problem
+        if position.failure is not None:
+            raise position.failure from None
         try:
             self._fail(error)
         except Exception as failed:
