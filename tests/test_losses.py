@@ -784,3 +784,37 @@ def test_a_waiter_gives_up_at_its_deadline_and_loses_nothing(spec: SQLSpec, data
         spec.get_connection("single", timeout=0.05)
     with spec.get_connection("single"):
         assert spec.get_pool_stats("single").checked_out == 1
+
+
+@pytest.mark.parametrize("how", ["session", "watched session", "session of a config", "connection"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_transaction_that_a_procedure_leaves_open_takes_nothing_of_the_next_one(
+    spec: SQLSpec, database: Database, how: str, fails: bool
+) -> None:
+    if database.name != "mariadb":
+        pytest.skip(reason="only MySQL's procedures begin transactions")
+    with spec.get_session("primary") as session:
+        session.execute("INSERT INTO users (name) VALUES ('Alice')")
+        session.execute("DROP PROCEDURE IF EXISTS leave_open")
+        session.execute(
+            "CREATE PROCEDURE leave_open(newcomer TEXT) BEGIN START TRANSACTION;"
+            " INSERT INTO users (name) VALUES ('Mallory'); INSERT INTO users (name) VALUES (newcomer); END"
+        )
+    in_config = how in {"session of a config", "connection"}
+    spec.register_config(database.config(pool_size=1, max_overflow=0, autocommit=in_config), name="autocommit")
+    if how == "watched session":
+        sa.event.listen(spec.get_engine("autocommit"), "before_cursor_execute", lambda *_: None)
+    call, newcomer = "CALL leave_open(?)", ("Alice" if fails else "Trent",)
+    with contextlib.suppress(exc.IntegrityError, spec.get_engine("primary").dialect.loaded_dbapi.IntegrityError):
+        if how == "connection":
+            with spec.get_connection("autocommit") as connection:
+                connection.cursor().execute(call, newcomer)
+        else:
+            with spec.get_session("autocommit", autocommit=True) as session:
+                session.execute(call, newcomer)
+    with spec.get_session("autocommit", autocommit=True) as session:
+        session.execute("INSERT INTO users (name) VALUES ('Bob')")
+    found = names(spec)
+    assert found[0] == "Alice"
+    assert found[-1] == "Bob"
+    assert fails is ("Mallory" not in found) or how == "connection"

@@ -251,7 +251,7 @@ class Connection:
         self._works = self._works or not (statement.reads or statement.controls)
 
     def _after(self, statement: Statement) -> None:
-        if statement.controls == "begin":
+        if statement.controls in {"begin", "unseen"}:
             self._open = True
         elif statement.controls == "end":
             # the driver must know as well: psycopg2 would send no further BEGIN
@@ -368,6 +368,8 @@ class Cursor:
                 connection._driver.follow_schema(self._cursor, connection._dialect)
             method(statement.text, *arguments, **options)
         except (Exception, asyncio.CancelledError) as error:
+            if statement.controls == "unseen":
+                connection._after(statement)
             connection._failed(error, self._cursor)
             raise
         if statement.controls is not None:

@@ -30,7 +30,7 @@ class Statement:
         order: the names of its numbered placeholders, where the driver takes no names.
         reads: whether a rollback would lose nothing of it.
         opens: whether it belongs in a transaction (SQLite's VACUUM and PRAGMA do not, nor what begins one).
-        controls: what it does to a transaction itself: ``begin``, ``end``.
+        controls: what it does to a transaction itself: ``begin``, ``end``, or ``unseen``, where nobody can tell.
         columns: what the last execution returned: names and SQLAlchemy's metadata for them. A cache that any
             thread may replace; who uses it compares the names first.
     """
@@ -41,7 +41,7 @@ class Statement:
     order: tuple[str, ...] | None = None
     reads: bool = False
     opens: bool = True
-    controls: Literal["begin", "end"] | None = None
+    controls: Literal["begin", "end", "unseen"] | None = None
     columns: Any = field(default=None, compare=False)
 
 
@@ -98,6 +98,8 @@ _CONTROLS: dict[str, Literal["begin", "end"]] = {
     "ABORT": "end",
     "ROLLBACK": "end",
 }
+# What may leave a transaction open under autocommit: MySQL's procedures, its code in comments, XA, autocommit itself.
+_UNSEEN = re.compile(rf"\s*+/\*M?!|{_BLANK}(?:CALL\b|XA\b|SET\b.*\bautocommit\b)", re.IGNORECASE | re.DOTALL)
 _TO = re.compile(r"\bTO\b", re.IGNORECASE)
 _TEMPORARY = re.compile(r"\b(?:TEMPORARY|PREPARE)\b", re.IGNORECASE)
 # MySQL commits before and after these: nothing of them is lost
@@ -123,6 +125,8 @@ def prepare(sql: str, language: Language, style: Style) -> Statement:
     # ROLLBACK … TO SAVEPOINT ends nothing
     statement.controls = _CONTROLS.get(first) if first != "ROLLBACK" or not _TO.search(sql) else None
     statement.opens = first not in _CONTROLS and not (syntax == "sqlite" and first in _OUTSIDE_TRANSACTIONS)
+    if syntax == "mysql" and _UNSEEN.match(sql):
+        statement.controls = "unseen"
     implied = syntax == "mysql" and first in _COMMITTING and not _TEMPORARY.search(sql)
     statement.reads = implied or (first in _READING and not _WRITING.search(sql))
     return statement

@@ -247,6 +247,8 @@ class Session(BaseSession):
                 cursor.execute(statement.text, parameters)
             columns = columns_of(statement, cursor, self._driver, engine.dialect)
         except BaseException as error:  # noqa: BLE001  # always raised again
+            if statement.controls == "unseen":
+                self._follow("unseen")
             self._fail(error, cursor, statement.text, parameters)
         if statement.controls is not None:
             self._follow(statement.controls)
@@ -273,6 +275,8 @@ class Session(BaseSession):
         except BaseException:
             if outside:
                 connection.rollback()
+            if statement.controls == "unseen":
+                self._follow("unseen")
             raise
         if outside and statement.controls != "begin":
             connection.commit()
@@ -286,6 +290,8 @@ class Session(BaseSession):
             # the driver must know as well: psycopg2 would send no further BEGIN
             self._in_transaction = self._connection is None
             self._end("commit")
+            return
+        if control == "unseen" and not self._autocommit:
             return
         # under autocommit SQLAlchemy takes it that there is nothing to roll back
         self._by_hand = self._autocommit
