@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from psycopg2.extras import DateTimeRange
 from sqlalchemy import exc
 
 from sqlspec import LoadError, Session, SQLSpec, copy_rows
@@ -550,6 +551,56 @@ def test_times_of_mysql_fit_times_and_intervals(spec: SQLSpec) -> None:
         session.load_rows("times", [(delta(hours=1, seconds=2), -delta(days=3, seconds=4, microseconds=5))])
         found = session.execute("SELECT a, b FROM times").one()
     assert tuple(found) == (datetime.time(1, 0, 2), -delta(days=3, seconds=4, microseconds=5))
+
+
+@pytest.mark.parametrize("database", ["postgresql", "psycopg"], indirect=True)
+@pytest.mark.parametrize("style", ["postgres", "sql_standard"])
+def test_loaded_intervals_and_truths_are_those_of_other_statements(spec: SQLSpec, style: str) -> None:
+    delta = datetime.timedelta
+    deltas = [
+        delta(days=1),
+        delta(days=-1, seconds=5),
+        delta(microseconds=-1),
+        delta(days=400, hours=5),
+        delta(hours=5),
+    ]
+    rows = [(True, [value], False, value) for value in deltas]
+    names = "a::text, b::text, c, d::text"
+    with spec.get_session("primary") as session:
+        for table in ("loaded", "inserted"):
+            session.execute(f"CREATE TEMPORARY TABLE {table} (a VARCHAR(9), b INTERVAL[], c BOOLEAN, d INTERVAL)")
+        session.load_rows("loaded", rows)
+        session.execute_many("INSERT INTO inserted VALUES (?, ?, ?, ?)", rows)
+        loaded = session.execute(f"SELECT {names} FROM loaded").all()
+        assert loaded == session.execute(f"SELECT {names} FROM inserted").all()
+        assert [row.a for row in loaded] == ["true"] * len(deltas)
+        session.execute(f"SET LOCAL IntervalStyle = {style}")
+        session.execute("DELETE FROM loaded")
+        session.load_rows("loaded", rows)
+        assert [row.d for row in session.execute("SELECT d = ANY(b) AS d FROM loaded")] == [True] * len(deltas)
+        session.execute("SET LOCAL IntervalStyle = postgres")
+        assert session.execute(f"SELECT {names} FROM loaded").all() == loaded
+
+
+@pytest.mark.parametrize("database", ["postgresql", "psycopg"], indirect=True)
+@pytest.mark.parametrize("kind", ["TIMESTAMP", "TIMESTAMP[]", "TSRANGE", "DATE"])
+def test_a_time_with_a_zone_is_refused_where_its_column_has_none(spec: SQLSpec, kind: str) -> None:
+    class Moment(datetime.datetime):
+        pass
+
+    def value(moment: datetime.datetime) -> Any:
+        if kind == "TSRANGE":
+            return DateTimeRange(moment, None)
+        return [moment] if kind.endswith("]") else moment
+
+    aware = Moment(2024, 2, 29, 1, tzinfo=datetime.timezone(datetime.timedelta(hours=5)))
+    with spec.get_session("primary") as session:
+        session.execute(f"CREATE TEMPORARY TABLE moments (a {kind}, b TIMESTAMPTZ)")
+        session.load_rows("moments", [(value(datetime.datetime(2024, 2, 29)), aware)])
+        assert session.execute("SELECT b FROM moments").scalar() == aware
+        with pytest.raises(LoadError, match="cannot be loaded") as caught:
+            session.load_rows("moments", [(None, aware), (value(aware), aware)])
+        assert caught.value.position == 2
 
 
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg", "asyncmy", "aiosqlite"])

@@ -28,8 +28,6 @@ _ALL_BUT_STATEMENTS = (
     "DISCARD PLANS; DISCARD TEMP; DISCARD SEQUENCES"
 )
 
-# the types json and jsonb
-_JSON = frozenset({114, 3802})
 # where COPY met a bad row
 _LINE = re.compile(r"\bCOPY .*?, line (\d+)")
 
@@ -151,10 +149,9 @@ class PostgreSQLDriver(Driver):
         with closing(connection.cursor()) as cursor:
             cursor.execute(target.select_types())
             types = dict(cursor.fetchall())
-        columns = enumerate(target.columns or types)
-        json_columns = frozenset(position for position, name in columns if types.get(name) in _JSON)
+        chunks = copy_text(rows, [types.get(name) for name in target.columns or types])
         try:
-            self._copy(connection, target, copy_text(rows, json_columns))
+            self._copy(connection, target, chunks)
         except Exception as error:
             rows.bad = rows.bad or _line_of(error)
             raise
