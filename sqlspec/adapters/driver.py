@@ -117,6 +117,10 @@ class Driver(ABC):
         """Let an asynchronous cursor know which plans are too old."""
         return
 
+    def read_to_end(self, cursor: Any) -> None:
+        """Read what else a procedure returned, where the next statement would get it otherwise, or its error."""
+        return
+
     def note(self, error: BaseException, dialect: Dialect) -> None:
         """Learn from an error of an asynchronous statement which plans are too old."""
         return

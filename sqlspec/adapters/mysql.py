@@ -353,6 +353,16 @@ class Asyncmy(_MySQLDriver):
         with closing(connection.cursor()) as cursor:
             cursor.execute(statement)
 
+    def read_to_end(self, cursor: Any) -> None:
+        # SQLAlchemy has read the first result set, and closes cursors without a look at the others
+        further = cursor._cursor
+
+        async def read(_connection: Any) -> None:
+            while await further.nextset():
+                pass
+
+        cursor._adapt_connection.run_async(read)
+
     def discard(self, connection: Any) -> bool:
         # asyncmy has neither COM_CHANGE_USER nor COM_RESET_CONNECTION
         return False

@@ -246,6 +246,8 @@ class Session(BaseSession):
             else:
                 cursor.execute(statement.text, parameters)
             columns = columns_of(statement, cursor, self._driver, engine.dialect)
+            if statement.controls == "unseen":
+                self._driver.read_to_end(cursor)
         except BaseException as error:  # noqa: BLE001  # always raised again
             if statement.controls == "unseen":
                 self._follow("unseen")
