@@ -61,7 +61,8 @@ def test_the_server_has_as_many_connections_as_the_pool_says(database: Database)
         assert len(database.server.connections()) == spec.get_pool_stats("primary").total == 4
         for connection in held:
             connection.close()
-        wait_until(lambda: len(database.server.connections()) == 2)
+        # what is not needed lingers for ten seconds
+        wait_until(lambda: len(database.server.connections()) == 2, seconds=30)
         assert spec.get_pool_stats("primary").total == 2
     wait_until(lambda: not database.server.connections())
 
