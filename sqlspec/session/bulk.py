@@ -105,7 +105,8 @@ def copy_rows(source: Any, query: str | Executable, target: Any, table: str, **o
 
     Raises:
         sqlspec.exceptions.LoadError: a row does not fit; ``position`` tells which, ``committed`` how many before it
-            are in the table. What else interrupts it has a note that says so.
+            are in the table. What else interrupts it has a note that says so. Foreign keys have no position on
+            PostgreSQL, which checks them at the end of a batch.
         ValueError: source and target are one session.
     """
     if source is target:
