@@ -355,6 +355,23 @@ def test_files_of_sqlites_are_not_open_over_a_fork(tmp_path: Path) -> None:
             session.execute("INSERT INTO forked (name) VALUES ('still here')")
 
 
+def test_a_connection_that_is_just_being_checked_out_is_not_closed_for_a_fork(tmp_path: Path) -> None:
+    with SQLSpec() as spec:
+        spec.register_config(SQLiteConfig(database=str(tmp_path / "app.db")))
+        with spec.get_session() as session:
+            session.execute("SELECT 1")
+        pool: Any = spec.get_engine().pool
+        # as another thread has it that is interrupted here
+        taken = pool._pool.take()
+        pool.before_fork()
+        assert taken.dbapi_connection.cursor().execute("SELECT 1").fetchone() == (1,)
+        pool._do_return_conn(taken)
+        pool.before_fork()
+        assert taken.dbapi_connection is None
+        with spec.get_session() as session:
+            assert session.execute("SELECT 2").scalar_one() == 2
+
+
 def test_a_database_in_memory_is_copied_to_the_child() -> None:
     with SQLSpec() as spec:
         spec.register_config(SQLiteConfig(database=":memory:"), name="primary")

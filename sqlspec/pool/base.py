@@ -159,18 +159,26 @@ class SlotPool(QueuePool):
 
     def before_fork(self) -> None:
         """Close the idle connections to files of SQLite's: of what is open, a copy of its locks would be inherited."""
-        if getattr(self._dialect, "name", "") == "sqlite" and not self._dialect.is_async:
-            for slot in self._pool.all():
-                # those that are in use are abandoned in the child
-                if slot.mark is None and slot.dbapi_connection is not None and has_file(slot.dbapi_connection):
+        if getattr(self._dialect, "name", "") != "sqlite" or self._dialect.is_async:
+            return
+        slots = self._pool
+        # taken meanwhile, since others check out; those that are in use are abandoned in the child
+        for _ in range(len(slots.queue)):
+            try:
+                slot = slots.queue.popleft()
+            except IndexError:
+                break
+            try:
+                if slot.dbapi_connection is not None and has_file(slot.dbapi_connection):
                     slot.close()
+            finally:
+                slots.queue.append(slot)
+                self._settle()
 
     def start_over(self) -> None:
         """Know of no connection, waiter or lock: those of this pool are the parent process's own."""
-        parents, limits = self._pool, self._arguments()
-        self._pool = slots = Slots(
-            limits["pool_size"], limits["max_overflow"], limits["use_lifo"], limits["linger_seconds"] > 0
-        )
+        parents = self._pool
+        self._pool = slots = Slots(parents.maxsize, parents.max_overflow, parents.use_lifo, self._linger_seconds > 0)
         slots.is_closed, slots.is_retired = parents.is_closed, parents.is_retired
         self._overflow_lock = threading.Lock()
         for event in (self.dispatch.connect, self.dispatch.first_connect):
