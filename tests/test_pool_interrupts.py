@@ -272,6 +272,22 @@ def test_a_connection_dropped_by_an_interrupted_finaliser_comes_back_when_it_is_
     assert pool.stats().created == 1
 
 
+def test_a_connection_whose_finaliser_was_interrupted_is_found_by_who_looks_at_the_figures(
+    driver: ScriptedDriver,
+) -> None:
+    pool = FairQueuePool(driver.connect, pool_size=1, max_overflow=0)
+    held: Any = pool.connect()
+    ref = held._connection_record.fairy_ref
+    # as above
+    slot = lent.pop(ref)
+    del held
+    gc.collect()
+    lent[ref] = slot
+    assert pool.checkedout() == 1
+    stats = pool.stats()
+    assert (stats.checked_out, stats.checked_in, stats.dropped) == (0, 1, 1)
+
+
 def test_what_a_finaliser_closes_is_not_given_back_twice(driver: ScriptedDriver) -> None:
     pool = FairQueuePool(driver.connect, pool_size=1, max_overflow=0, timeout=5)
 

@@ -62,6 +62,8 @@ class FairQueuePool(HandOverPool):
 
     def stats(self) -> PoolStats:
         """Return the figures of this moment, which agree with each other. Opens no connection."""
+        # otherwise found only by who starves
+        self._find_lost()
         return self._pool.stats()
 
     def get_holders(self) -> list[Holder]:
