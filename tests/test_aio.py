@@ -340,25 +340,3 @@ def test_first_connections_to_a_new_file_wait_for_each_other(tmp_path: Path) -> 
 
     for number in range(10):
         asyncio.run(main(number))
-
-
-@pytest.mark.parametrize("database", ["mariadb"], indirect=True)
-@pytest.mark.parametrize("autocommit", [False, True])
-def test_an_error_late_in_a_procedure_is_its_callers_own(registry: SQLSpec, autocommit: bool) -> None:
-    async def main() -> None:
-        async with registry:
-            async with registry.get_async_session() as session:
-                await session.execute("DROP PROCEDURE IF EXISTS fail_late")
-                await session.execute(
-                    "CREATE PROCEDURE fail_late(fails INT) BEGIN SELECT 1; SELECT 2;"
-                    " IF fails THEN SIGNAL SQLSTATE '45000' SET message_text = 'late'; END IF; END"
-                )
-            async with registry.get_async_session(autocommit=autocommit) as session:
-                with pytest.raises(exc.DBAPIError, match="late"):
-                    await session.execute("CALL fail_late(1)")
-            async with registry.get_async_session(autocommit=autocommit) as session:
-                assert await session.execute("CALL fail_late(0)").all() == [(1,)]
-                assert await session.execute("SELECT 'mine'").scalar_one() == "mine"
-            assert registry.get_pool_stats().created == 1
-
-    asyncio.run(main())

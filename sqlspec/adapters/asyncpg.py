@@ -102,9 +102,17 @@ class Asyncpg(PostgreSQLDriver):
         # as SQLAlchemy's own execution does it
         cursor._invalidate_schema_cache_asof = dialect._invalidate_schema_cache_asof
 
-    def note(self, error: BaseException, dialect: Any) -> None:
+    def schema_changes(self, dialect: Any) -> None:
+        # as SQLAlchemy does for its own DDL
+        dialect._invalidate_schema_cache()
+
+    def note(self, error: BaseException, dialect: Any, connection: Any) -> None:
         if isinstance(error, (dialect.dbapi.InvalidCachedStatementError, dialect.dbapi.InternalServerError)):
             dialect._invalidate_schema_cache()
+        elif isinstance(error.__cause__, dialect.dbapi.asyncpg.DataError) and connection._prepared_statement_cache:
+            # A value does not fit the type that the parameter had when the statement was prepared. Others may have
+            # changed it since then; the server is asked anew, on this connection.
+            connection._prepared_statement_cache.clear()
 
     def discard(self, connection: Any) -> bool:
         connection.rollback()

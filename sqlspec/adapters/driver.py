@@ -117,11 +117,19 @@ class Driver(ABC):
         """Let an asynchronous cursor know which plans are too old."""
         return
 
-    def read_to_end(self, cursor: Any) -> None:
-        """Read what else a procedure returned, where the next statement would get it otherwise, or its error."""
+    def schema_changes(self, dialect: Dialect) -> None:
+        """Know that plans are too old from now on."""
         return
 
-    def note(self, error: BaseException, dialect: Dialect) -> None:
+    def read_to_end(self, cursor: Any) -> Any:
+        """Read what would stand in the way of other statements, or of COMMIT; return what has the rows of the cursor.
+
+        It is called after a statement that has rows and may have changed something. What a procedure returned further
+        is lost: the next statement would get it otherwise, or its error.
+        """
+        return cursor
+
+    def note(self, error: BaseException, dialect: Dialect, connection: Any) -> None:
         """Learn from an error of an asynchronous statement which plans are too old."""
         return
 

@@ -284,6 +284,13 @@ class MySQLClient(_MySQLDriver):
         if rows:
             connection.query(into + b",".join(rows))
 
+    def read_to_end(self, cursor: Any) -> Any:
+        # The cursor has read its rows. The connection's own methods leave them there, as nextset() does not; and an
+        # error is raised here, which SQLAlchemy would only log when it closes the cursor.
+        while cursor.connection.next_result() == 0:
+            cursor.connection.discard_result()
+        return cursor
+
     def host(self, connection: Any) -> str | None:
         host, _, way = connection.get_host_info().partition(" via ")
         return str(host) if way.startswith("TCP") else None
@@ -353,7 +360,7 @@ class Asyncmy(_MySQLDriver):
         with closing(connection.cursor()) as cursor:
             cursor.execute(statement)
 
-    def read_to_end(self, cursor: Any) -> None:
+    def read_to_end(self, cursor: Any) -> Any:
         # SQLAlchemy has read the first result set, and closes cursors without a look at the others
         further = cursor._cursor
 
@@ -362,6 +369,7 @@ class Asyncmy(_MySQLDriver):
                 pass
 
         cursor._adapt_connection.run_async(read)
+        return cursor
 
     def discard(self, connection: Any) -> bool:
         # asyncmy has neither COM_CHANGE_USER nor COM_RESET_CONNECTION

@@ -331,5 +331,5 @@ class BaseSession:
             if isinstance(error, asyncio.CancelledError) and recover(self._driver, self._driver_connection, cursor):
                 self._is_lost = not self._autocommit
                 raise error
-            self._driver.note(error, self._engine.dialect)
+            self._driver.note(error, self._engine.dialect, self._driver_connection)
         self._adopt()._handle_dbapi_exception(error, statement, parameters, cursor, None)

@@ -270,7 +270,7 @@ class Connection:
             return
         self._count(_ERRORS)
         if self._driver.is_async:
-            self._driver.note(error, self._dialect)
+            self._driver.note(error, self._dialect, self._connection)
         if self._proxy.is_valid and self._is_disconnect(error, cursor):
             self._proxy.invalidate(error)
 
@@ -364,9 +364,14 @@ class Cursor:
         connection = self._connection
         try:
             connection._before(statement)
+            if statement.alters:
+                connection._driver.schema_changes(connection._dialect)
             if connection._driver.is_async:
                 connection._driver.follow_schema(self._cursor, connection._dialect)
             method(statement.text, *arguments, **options)
+            if statement.controls == "unseen" and connection._driver.is_async:
+                # asynchronous cursors have no nextset()
+                connection._driver.read_to_end(self._cursor)
         except (Exception, asyncio.CancelledError) as error:
             if statement.controls == "unseen":
                 connection._after(statement)

@@ -31,6 +31,7 @@ class Statement:
         reads: whether a rollback would lose nothing of it.
         opens: whether it belongs in a transaction (SQLite's VACUUM and PRAGMA do not, nor what begins one).
         controls: what it does to a transaction itself: ``begin``, ``end``, or ``unseen``, where nobody can tell.
+        alters: whether it changes the schema.
         columns: what the last execution returned: names and SQLAlchemy's metadata for them. A cache that any
             thread may replace; who uses it compares the names first.
     """
@@ -42,6 +43,7 @@ class Statement:
     reads: bool = False
     opens: bool = True
     controls: Literal["begin", "end", "unseen"] | None = None
+    alters: bool = False
     columns: Any = field(default=None, compare=False)
 
 
@@ -102,8 +104,9 @@ _CONTROLS: dict[str, Literal["begin", "end"]] = {
 _UNSEEN = re.compile(rf"\s*+/\*M?!|{_BLANK}(?:CALL\b|XA\b|SET\b.*\bautocommit\b)", re.IGNORECASE | re.DOTALL)
 _TO = re.compile(r"\bTO\b", re.IGNORECASE)
 _TEMPORARY = re.compile(r"\b(?:TEMPORARY|PREPARE)\b", re.IGNORECASE)
+_ALTERING = frozenset({"ALTER", "CREATE", "DROP"})
 # MySQL commits before and after these: nothing of them is lost
-_COMMITTING = frozenset({"ALTER", "CREATE", "DROP", "GRANT", "RENAME", "REVOKE", "TRUNCATE"})
+_COMMITTING = _ALTERING | {"GRANT", "RENAME", "REVOKE", "TRUNCATE"}
 _ROWS = frozenset({tuple, list, dict})
 _OUTSIDE_TRANSACTIONS = frozenset({"PRAGMA", "VACUUM", "ATTACH", "DETACH"})
 
@@ -127,6 +130,7 @@ def prepare(sql: str, language: Language, style: Style) -> Statement:
     statement.opens = first not in _CONTROLS and not (syntax == "sqlite" and first in _OUTSIDE_TRANSACTIONS)
     if syntax == "mysql" and _UNSEEN.match(sql):
         statement.controls = "unseen"
+    statement.alters = first in _ALTERING
     implied = syntax == "mysql" and first in _COMMITTING and not _TEMPORARY.search(sql)
     statement.reads = implied or (first in _READING and not _WRITING.search(sql))
     return statement

@@ -222,6 +222,8 @@ class Session(BaseSession):
         elif self._process_id != forks.process_id:
             forks.refuse(self._process_id)
         engine = self._engine
+        if statement.alters:
+            self._driver.schema_changes(engine.dialect)
         # Somebody listens to statements, or wants them in the log: they go the way that SQLAlchemy's own go.
         watched = engine._has_events or engine.dialect._has_events or self._echo
         if watched or (connection is not None and connection._has_events):
@@ -246,8 +248,8 @@ class Session(BaseSession):
             else:
                 cursor.execute(statement.text, parameters)
             columns = columns_of(statement, cursor, self._driver, engine.dialect)
-            if statement.controls == "unseen":
-                self._driver.read_to_end(cursor)
+            if columns is not None and not statement.reads:
+                cursor = self._driver.read_to_end(cursor)
         except BaseException as error:  # noqa: BLE001  # always raised again
             if statement.controls == "unseen":
                 self._follow("unseen")
@@ -274,7 +276,11 @@ class Session(BaseSession):
             adopt_transaction(connection)
         try:
             result = connection.exec_driver_sql(statement.text, arguments or None, execution_options=options)
-        except BaseException:
+            if result.returns_rows and not statement.reads and "stream_results" not in options:
+                self._read_to_end(result)
+        except BaseException as error:
+            if self._driver.is_async:
+                self._driver.note(getattr(error, "orig", error), self._engine.dialect, self._driver_connection)
             if outside:
                 connection.rollback()
             if statement.controls == "unseen":
@@ -285,6 +291,12 @@ class Session(BaseSession):
         if statement.controls is not None:
             self._follow(statement.controls)
         return self._remember(result)
+
+    def _read_to_end(self, result: CursorResult[Any]) -> None:
+        try:
+            result.cursor = self._driver.read_to_end(result.cursor)
+        except BaseException as error:  # noqa: BLE001  # always raised again
+            self._fail(error, result.cursor, result.context.statement)
 
     def _follow(self, control: str) -> None:
         """Know of a transaction that a statement in a string began or ended."""

@@ -1,0 +1,117 @@
+"""What a statement leaves behind: further results, rows that nobody has read, plans that are too old."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import exc
+
+from sqlspec import SQLSpec
+from tests.conftest import Database
+
+watched = pytest.mark.parametrize("is_watched", [False, True])
+
+
+def watch(spec: Any, is_watched: bool) -> Any:
+    """Have somebody listen to statements, which then go SQLAlchemy's way."""
+    if is_watched:
+        sa.event.listen(spec.get_engine("primary"), "after_cursor_execute", lambda *_: None)
+    return spec
+
+
+@watched
+@pytest.mark.parametrize("database", ["mariadb"], indirect=True)
+@pytest.mark.parametrize("autocommit", [False, True])
+def test_an_error_late_in_a_procedure_is_its_callers_own(any_spec: Any, autocommit: bool, is_watched: bool) -> None:
+    with watch(any_spec, is_watched).get_session("primary") as session:
+        session.execute("DROP PROCEDURE IF EXISTS fail_late")
+        session.execute(
+            "CREATE PROCEDURE fail_late(fails INT) BEGIN SELECT 1 UNION SELECT 5; SELECT 2;"
+            " IF fails THEN SIGNAL SQLSTATE '45000' SET message_text = 'late'; END IF; END"
+        )
+    with any_spec.get_session("primary", autocommit=autocommit) as session:
+        with pytest.raises(exc.DBAPIError, match="late"):
+            session.execute("CALL fail_late(1)")
+        session.rollback()
+        assert session.execute("CALL fail_late(0)").all() == [(1,), (5,)]
+        assert session.execute("SELECT 'mine'").scalar_one() == "mine"
+    assert any_spec.get_pool_stats("primary").created == 1
+
+
+@pytest.mark.parametrize("database", ["mariadb"], indirect=True)
+def test_an_error_late_in_a_procedure_is_that_of_its_cursor(any_spec: Any) -> None:
+    with any_spec.get_session("primary") as session:
+        session.execute("DROP PROCEDURE IF EXISTS fail_late")
+        session.execute(
+            "CREATE PROCEDURE fail_late() BEGIN SELECT 1; SIGNAL SQLSTATE '45000' SET message_text = 'late'; END"
+        )
+    errors = any_spec.get_engine("primary").dialect.loaded_dbapi
+    with any_spec.get_connection("primary") as connection:
+        cursor = connection.cursor()
+        with pytest.raises(errors.Error, match="late"):
+            cursor.execute("CALL fail_late()")
+            # asynchronous cursors have none
+            cursor.nextset()
+        connection.rollback()
+        cursor = connection.cursor()
+        cursor.execute("SELECT 'mine'")
+        assert cursor.fetchone() == ("mine",)
+
+
+@watched
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"], indirect=True)
+@pytest.mark.parametrize("read", [0, 1])
+def test_rows_of_a_change_that_are_not_read_stand_in_nobodys_way(any_spec: Any, is_watched: bool, read: int) -> None:
+    insert = "INSERT INTO users (name) VALUES ('a'), ('b'), ('c') RETURNING name"
+    with watch(any_spec, is_watched).get_session("primary") as session:
+        result = session.execute(insert)
+        rows = [result.fetchone() for _ in range(read)]
+        session.commit()
+        assert [*rows, *result.all()] == [("a",), ("b",), ("c",)]
+        assert result.rowcount == 3
+        kept = session.execute("UPDATE users SET name = name || '!' RETURNING name")
+        session.rollback()
+        assert session.execute("SELECT count(*) FROM users WHERE name LIKE '%!'").scalar_one() == 0
+        del kept
+
+
+@watched
+@pytest.mark.parametrize("change", ["one that is seen", "one that nobody sees", "one of somebody else"])
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_a_change_of_the_schema_reaches_statements_that_are_prepared(
+    database: Database, spec: SQLSpec, change: str, is_watched: bool
+) -> None:
+    alter = "ALTER TABLE users ALTER COLUMN name TYPE INTEGER USING 0"
+    insert = "INSERT INTO users (name) VALUES (?)"
+
+    async def main() -> None:
+        async with SQLSpec() as registry:
+            registry.register_config(database.config(pool_size=1, max_overflow=0), "primary")
+            if is_watched:
+                engine = registry.get_async_engine("primary").sync_engine
+                sa.event.listen(engine, "after_cursor_execute", lambda *_: None)
+            async with registry.get_async_session("primary") as session:
+                await session.execute(insert, ("a",))
+            if change == "one of somebody else":
+                with spec.get_session("primary") as other:
+                    other.execute(alter)
+            else:
+                async with registry.get_async_session("primary") as session:
+                    await session.execute(alter if change == "one that is seen" else f"DO $$ BEGIN {alter}; END $$")
+            async with registry.get_async_session("primary") as session:
+                if change != "one that is seen":
+                    # nobody could know, but it is not said twice
+                    with pytest.raises(exc.DBAPIError, match="expected str"):
+                        await session.execute(insert, (1,))
+                    await session.rollback()
+                await session.execute(insert, (1,))
+            async with registry.get_async_connection("primary") as connection:
+                cursor = await connection.cursor().execute(insert, (2,))
+                await cursor.execute("ALTER TABLE users ALTER COLUMN name TYPE VARCHAR USING name::text")
+                await cursor.execute(insert, ("b",))
+                await connection.commit()
+
+    asyncio.run(main())
