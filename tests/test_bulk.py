@@ -462,6 +462,7 @@ def test_rows_of_an_own_stream_are_loaded_or_refused_and_never_waited_for(items:
         for rows in (
             lambda: session.stream(query, chunk_size=100),
             lambda: iter(session.stream(query, chunk_size=100)),
+            lambda: iter(session.execute(sa.text(query).execution_options(yield_per=100))),
         ):
             with pytest.raises(exc.InvalidRequestError, match=r"stream .*is open"):
                 session.load_rows("items", rows(), columns=("id", "name"))

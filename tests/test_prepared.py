@@ -58,6 +58,25 @@ def test_the_least_recently_used_is_deallocated(spec: SQLSpec, cache: PreparedSt
         assert cache.get_or_prepare(connection, "SELECT 2").execute().fetchone() == (2,)
 
 
+def test_running_a_statement_is_using_it_and_one_that_was_evicted_takes_the_place_of_another(
+    spec: SQLSpec, cache: PreparedStatementCache
+) -> None:
+    if not is_psycopg2(spec):
+        return
+    with spec.get_connection("primary") as connection:
+        first, second = (cache.get_or_prepare(connection, f"SELECT {number}") for number in (1, 2))
+        first.execute()
+        third = cache.get_or_prepare(connection, "SELECT 3")
+        connection.commit()
+    assert [text[-1] for text in prepared(spec)] == ["1", "3"]
+    with spec.get_connection("primary") as connection:
+        second, third = (cache.get_or_prepare(connection, f"SELECT {number}") for number in (2, 3))
+        first = cache.get_or_prepare(connection, "SELECT 1")
+        for statement, number in ((first, 1), (second, 2), (third, 3), (second, 2)):
+            assert statement.execute().fetchone() == (number,)
+    assert [text[-1] for text in prepared(spec)] == ["2", "3"]
+
+
 def test_it_is_prepared_anew_after_a_reset_and_a_reconnect(
     spec: SQLSpec, database: Database, cache: PreparedStatementCache
 ) -> None:

@@ -71,7 +71,11 @@ def test_rows_of_a_change_that_are_not_read_stand_in_nobodys_way(any_spec: Any, 
         rows = [result.fetchone() for _ in range(read)]
         session.commit()
         assert [*rows, *result.all()] == [("a",), ("b",), ("c",)]
-        assert result.rowcount == 3
+        # SQLAlchemy 2.0 does not count the rows of aiosqlite
+        is_counted = any_spec.get_engine("primary").dialect.driver != "aiosqlite" or not sa.__version__.startswith(
+            "2.0."
+        )
+        assert result.rowcount == (3 if is_counted else -1)
         kept = session.execute("UPDATE users SET name = name || '!' RETURNING name")
         session.rollback()
         assert session.execute("SELECT count(*) FROM users WHERE name LIKE '%!'").scalar_one() == 0

@@ -90,6 +90,29 @@ def test_on_mysql_nothing_runs_that_would_cut_a_stream_off(spec: SQLSpec, databa
         assert (asyncio.run(in_tasks(other)) if is_async else in_threads(other)) == 500
 
 
+@pytest.mark.parametrize("database", ["postgresql", "psycopg"], indirect=True)
+def test_what_has_no_cursor_on_the_server_is_read_at_once(spec: SQLSpec) -> None:
+    users = sa.table("users", sa.column("name"))
+    with spec.get_session("primary") as session:
+        for statement, rows in (
+            ("INSERT INTO users (name) VALUES ('a'), ('b') RETURNING name", [("a",), ("b",)]),
+            ("SHOW search_path", [('"$user", public',)]),
+            (sa.insert(users).values(name="c").returning(users.c.name), [("c",)]),
+            ("WITH known AS (SELECT name FROM users) SELECT name FROM known WHERE name > 'b'", [("c",)]),
+        ):
+            assert list(session.stream(statement)) == rows
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_a_stream_that_the_transaction_has_ended_says_so(spec: SQLSpec, database: Database, end: str) -> None:
+    with spec.get_session("primary") as session:
+        rows = iter(session.stream(NUMBERS[database.name], (50,), chunk_size=10))
+        assert next(rows) == (1,)
+        getattr(session, end)()
+        with pytest.raises(exc.ResourceClosedError, match="closed"):
+            list(rows)
+
+
 def test_what_cannot_be_streamed_is_refused(spec: SQLSpec, database: Database) -> None:
     with spec.get_session("primary") as session:
         with pytest.raises(ValueError, match="at least one row"):

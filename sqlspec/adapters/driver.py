@@ -60,6 +60,8 @@ class Driver(ABC):
     sends_begin: ClassVar[bool] = False
     # whether switching autocommit is a round trip: it stays as the last borrower had it until one needs another
     autocommit_stays: ClassVar[bool] = False
+    # whether its streams are those of queries only, by DECLARE; of other statements rows come all at once
+    declares_streams: ClassVar[bool] = False
     # whether closing a connection a second time is an error, which PEP 249 leaves open
     closes_once: ClassVar[bool] = False
 

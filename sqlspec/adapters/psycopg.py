@@ -187,6 +187,7 @@ class Psycopg2(PostgreSQLDriver):
     """Do it on psycopg2."""
 
     name = "psycopg2"
+    declares_streams = True
     _discard_all = "DISCARD ALL"
 
     def uses_tls(self, connection: Any) -> bool:
@@ -243,6 +244,7 @@ class Psycopg(PostgreSQLDriver):
     """Do it on psycopg (version 3)."""
 
     name = "psycopg"
+    declares_streams = True
     extra = "psycopg"
 
     def describe(self, cursor: Any) -> Any:
@@ -282,9 +284,13 @@ class PsycopgAsync(Psycopg):
     is_async = True
 
     def prepare(self, connection: Any) -> None:
+        import psycopg
+
         from sqlspec.adapters.pipeline import PipelineCursor
 
-        connection.driver_connection.cursor_factory = PipelineCursor
+        # not in the place of somebody's own
+        if connection.driver_connection.cursor_factory is psycopg.AsyncCursor:
+            connection.driver_connection.cursor_factory = PipelineCursor
 
     def describe(self, cursor: Any) -> Any:
         return cursor.description

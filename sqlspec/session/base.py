@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Literal, NoReturn, Protocol, Self
+from typing import Any, Literal, NoReturn, Protocol, Self, cast
 
 from sqlalchemy import Connection, CursorResult, Engine, Result, exc
 from sqlalchemy.pool import PoolProxiedConnection
@@ -16,6 +16,7 @@ from sqlspec.engine import adopt_transaction, borrow, discard, wanted_autocommit
 from sqlspec.exceptions import PoolClosed
 from sqlspec.pool import forks, slot_of
 from sqlspec.session.recovery import recover
+from sqlspec.session.result import ClosedCursor
 
 __all__ = ["BaseSession", "Source"]
 
@@ -128,6 +129,7 @@ class BaseSession:
         while self._proxy is not None and self._streams:
             *self._streams, last = self._streams
             last.close()
+            last.cursor = cast("Any", ClosedCursor())
         self._uncommitted = self._is_lost = False
         connection = self._connection
         failed = connection is not None and not connection.in_transaction() and connection.get_transaction() is not None

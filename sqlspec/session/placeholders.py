@@ -32,6 +32,7 @@ class Statement:
         opens: whether it belongs in a transaction (SQLite's VACUUM and PRAGMA do not, nor what begins one).
         controls: what it does to a transaction itself: ``begin``, ``end``, or ``unseen``, where nobody can tell.
         alters: whether it changes the schema.
+        queries: whether it is one of those that PostgreSQL has cursors for.
         columns: what the last execution returned: names and SQLAlchemy's metadata for them. A cache that any
             thread may replace; who uses it compares the names first.
     """
@@ -44,6 +45,7 @@ class Statement:
     opens: bool = True
     controls: Literal["begin", "end", "unseen"] | None = None
     alters: bool = False
+    queries: bool = True
     columns: Any = field(default=None, compare=False)
 
 
@@ -89,7 +91,8 @@ _DRIVERS_OWN: dict[Language, re.Pattern[str]] = {
 }
 _BLANK = r"(?>\s|(?:--|\#)[^\n]*+(?:\n|\Z)|/\*(?:[^*]++|\*(?!/))*+\*/|\()*+"
 _FIRST_WORD = re.compile(rf"{_BLANK}([A-Za-z]++)")
-_READING = frozenset({"SELECT", "VALUES", "WITH", "SHOW", "EXPLAIN", "DESCRIBE", "DESC", "TABLE", "PRAGMA", "SET"})
+_QUERYING = frozenset({"SELECT", "VALUES", "WITH", "TABLE"})
+_READING = _QUERYING | {"SHOW", "EXPLAIN", "DESCRIBE", "DESC", "PRAGMA", "SET"}
 # a query that begins like one and may change something all the same; found too often, never too rarely
 _WRITING = re.compile(r"\b(?:INSERT|UPDATE|DELETE|MERGE|REPLACE|INTO)\b", re.IGNORECASE)
 _CONTROLS: dict[str, Literal["begin", "end"]] = {
@@ -130,7 +133,7 @@ def prepare(sql: str, language: Language, style: Style) -> Statement:
     statement.opens = first not in _CONTROLS and not (syntax == "sqlite" and first in _OUTSIDE_TRANSACTIONS)
     if syntax == "mysql" and _UNSEEN.match(sql):
         statement.controls = "unseen"
-    statement.alters = first in _ALTERING
+    statement.alters, statement.queries = first in _ALTERING, first in _QUERYING
     implied = syntax == "mysql" and first in _COMMITTING and not _TEMPORARY.search(sql)
     statement.reads = implied or (first in _READING and not _WRITING.search(sql))
     return statement

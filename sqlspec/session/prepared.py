@@ -55,32 +55,42 @@ class _ByPsycopg(PreparedStatement):
 class _ByHand(PreparedStatement):
     """Have it prepared by PREPARE, and run by EXECUTE."""
 
-    def __init__(self, connection: Connection, sql: str) -> None:
+    def __init__(self, connection: Connection, sql: str, max_size: int) -> None:
         super().__init__(connection, sql)
         self._statement = _numbered(connection, sql)
+        self._max_size = max_size
 
-    def prepare(self) -> str:
-        """Send it to the server under a new name, and return that."""
+    def prepared(self) -> str:
+        """Return its name on the server, which it has from now on, and is the most recently used one."""
+        known = _of(self._connection)
+        if self._sql in known:
+            known.move_to_end(self._sql)
+            return known[self._sql]
+        while len(known) >= self._max_size:
+            oldest = next(iter(known))
+            # of what somebody has deallocated by hand, it is no error; and it is known until it is done
+            _send(self._connection, _DEALLOCATE.format(known[oldest]))
+            del known[oldest]
         name = f"sqlspec_{next(_numbers)}"
         _send(self._connection, f"PREPARE {name} AS {self._statement.text}")
-        _of(self._connection)[self._sql] = name
+        known[self._sql] = name
         return name
 
     def execute(self, parameters: Any = None) -> Cursor:
         connection = self._connection
         # after a rollback it can be tried again, where that would undo nothing
-        known, is_used = _of(connection), connection._open or connection._begun or connection._touched
+        is_used = connection._open or connection._begun or connection._touched
         try:
-            return self._execute(known.get(self._sql) or self.prepare(), parameters)
+            return self._execute(self.prepared(), parameters)
         except Exception as error:
             if getattr(error, "pgcode", None) not in _FORGOTTEN:
                 raise
-            known.pop(self._sql, None)
+            _of(connection).pop(self._sql, None)
             if is_used:
                 # the transaction is lost; when it is run again, the statement is prepared anew
                 raise
         connection.rollback()
-        return self._execute(self.prepare(), parameters)
+        return self._execute(self.prepared(), parameters)
 
     def _execute(self, name: str, parameters: Any) -> Cursor:
         cursor = self._connection.cursor()
@@ -150,19 +160,8 @@ class PreparedStatementCache:
             return _ByPsycopg(connection, sql)
         if driver.name != "psycopg2":
             return PreparedStatement(connection, sql)
-        return self._by_hand(connection, sql)
-
-    def _by_hand(self, connection: Connection, sql: str) -> PreparedStatement:
-        known, statement = _of(connection), _ByHand(connection, sql)
-        if sql in known:
-            known.move_to_end(sql)
-            return statement
-        while len(known) >= self.max_size:
-            oldest = next(iter(known))
-            # of what somebody has deallocated by hand, it is no error; and it is known until it is done
-            _send(connection, _DEALLOCATE.format(known[oldest]))
-            del known[oldest]
-        statement.prepare()
+        statement = _ByHand(connection, sql, self.max_size)
+        statement.prepared()
         return statement
 
 

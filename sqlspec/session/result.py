@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 else:
     _Rows = IteratorResult
 
-__all__ = ["DriverResult", "NoCursor", "columns_of"]
+__all__ = ["ClosedCursor", "DriverResult", "NoCursor", "columns_of"]
 
 _NAME = operator.itemgetter(0)
 # the metadata of a statement without rows: every use of them raises SQLAlchemy's ResourceClosedError
@@ -66,6 +66,15 @@ class NoCursor:
 
     def close(self) -> None:
         """Do nothing."""
+
+
+class ClosedCursor:
+    """Stand for the cursor of a stream that its transaction has ended, to who still iterates over it."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise exc.ResourceClosedError(
+            "This stream was closed with its transaction: read its rows before the end of it."
+        )
 
 
 class Owner(Protocol):

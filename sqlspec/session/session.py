@@ -98,7 +98,8 @@ class Session(BaseSession):
         """Run a query whose rows come from the server as they are read, ``chunk_size`` at a time.
 
         Iterate over it, best in a ``with`` block, which closes the cursor; the session closes it at the latest. On
-        MySQL nothing else can run in the session until it is read or closed, and is refused.
+        MySQL nothing else can run in the session until it is read or closed, and is refused. What psycopg2 and psycopg
+        have no cursor for, such as INSERT … RETURNING, comes all at once.
 
         Raises:
             sqlalchemy.exc.DBAPIError: as SQLAlchemy itself would raise it.
@@ -108,16 +109,22 @@ class Session(BaseSession):
             raise ValueError(f"chunk_size={chunk_size}: at least one row")
         if self._autocommit and self._driver.syntax == "postgresql":
             raise exc.InvalidRequestError("stream() needs a transaction on PostgreSQL, and this session autocommits")
-        options = {"stream_results": True, "yield_per": chunk_size}
         if not isinstance(statement, str):
+            options = self._stream_options(chunk_size, queries=not getattr(statement, "is_dml", False))
             return self._open_stream(self.connection().execute(statement, parameters, execution_options=options))
         try:
             prepared, values = bind(statement, parameters, self._driver.language)
         except PlaceholderError as error:
             problem = str(error)
         else:
+            options = self._stream_options(chunk_size, queries=prepared.queries)
             return self._open_stream(self._run_watched(prepared, values, many=False, options=options))
         return self._refuse(problem, statement, parameters)
+
+    def _stream_options(self, chunk_size: int, *, queries: bool) -> dict[str, Any]:
+        if self._driver.declares_streams and not queries:
+            return {}
+        return {"stream_results": True, "yield_per": chunk_size}
 
     def load_rows(self, table: str, rows: Iterable[Any], columns: Sequence[str] = ()) -> int:
         """Load rows into a table by the driver's fastest way, within the transaction; return how many.
@@ -198,7 +205,7 @@ class Session(BaseSession):
 
     def _open_stream(self, result: CursorResult[Any]) -> CursorResult[Any]:
         # on MySQL nothing else can run, not even COMMIT, before it is closed
-        self._streams = [known for known in self._streams if not known._soft_closed] + [result]
+        self._streams = [known for known in self._streams if not known._soft_closed and known is not result] + [result]
         return result
 
     def _refuse(self, problem: str, sql: Any, parameters: Any) -> NoReturn:
@@ -317,6 +324,9 @@ class Session(BaseSession):
     def _remember(self, result: R) -> R:
         if not result._soft_closed:
             self._note(lambda: result)
+            if isinstance(result, CursorResult) and result.context._is_server_side:
+                # by an option of SQLAlchemy's
+                self._open_stream(result)
         return result
 
     def _note(self, reference: Callable[[], Result[Any] | None]) -> None:
