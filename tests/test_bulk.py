@@ -270,6 +270,24 @@ def test_a_copy_whose_commit_was_interrupted_says_so(
     assert interrupted.value.__notes__ == [told]
 
 
+@pytest.mark.parametrize("batch_size", [0, -5])
+def test_a_batch_without_rows_is_refused_by_its_name_before_anything_runs(tmp_path: Path, batch_size: int) -> None:
+    async def main() -> None:
+        async with registry.get_async_session("a") as source, registry.get_async_session("b") as target:
+            with pytest.raises(ValueError, match=f"batch_size={batch_size}: at least one row"):
+                await copy_rows(source, "SELECT 1", target, "items", batch_size=batch_size)
+            assert not source._session.in_transaction
+
+    with SQLSpec() as registry:
+        for name in ("a", "b"):
+            registry.register_config(SQLiteConfig(database=str(tmp_path / name)), name)
+        with registry.get_session("a") as source, registry.get_session("b") as target:
+            with pytest.raises(ValueError, match=f"batch_size={batch_size}: at least one row"):
+                copy_rows(source, "SELECT 1", target, "items", batch_size=batch_size)
+            assert not source.in_transaction
+        asyncio.run(main())
+
+
 def test_tasks_load_and_copy_as_well(items: SQLSpec, database: Database, tmp_path: Path) -> None:
     async def rows() -> AsyncIterator[tuple[int, str]]:
         for number in range(1500):

@@ -107,10 +107,13 @@ def copy_rows(source: Any, query: str | Executable, target: Any, table: str, **o
         sqlspec.exceptions.LoadError: a row does not fit; ``position`` tells which, ``committed`` how many before it
             are in the table. What else interrupts it has a note that says so. Foreign keys have no position on
             PostgreSQL, which checks them at the end of a batch.
-        ValueError: source and target are one session.
+        ValueError: source and target are one session, or a batch would have no rows.
     """
     if source is target:
         raise ValueError("copy_rows() needs two sessions: a commit would end the query")
+    batch_size = options.get("batch_size", 1)
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: at least one row")
     inner = getattr(source, "_session", None), getattr(target, "_session", None)
     if inner == (None, None):
         return _copy(source, query, target, table, **options)
