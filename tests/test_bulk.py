@@ -7,8 +7,10 @@ import collections
 import datetime
 import decimal
 import enum
+import itertools
 import json
 import math
+import re
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -23,6 +25,7 @@ from sqlspec import LoadError, Session, SQLSpec, copy_rows
 from sqlspec.adapters import MySQLConfig, PostgreSQLConfig, SQLiteConfig
 from tests.conftest import Database
 from tests.servers import PASSWORD
+from tests.test_cancellation import CancelledAt
 
 HARD = [
     "plain",
@@ -262,12 +265,125 @@ def test_a_copy_whose_commit_was_interrupted_says_so(
     with items.get_session("primary") as source, items.get_session("other") as target:
         source.load_rows("items", [(1, "a"), (2, "b")], columns=("id", "name"))
         target.execute("CREATE TABLE items (id INTEGER, name TEXT)")
+        target.commit()
         monkeypatch.setattr(target, "commit", interrupt)
         with pytest.raises(KeyboardInterrupt) as interrupted:
             copy_rows(source, "SELECT id, name FROM items", target, "items")
         monkeypatch.undo()
+        target.commit()
+        assert target.execute("SELECT count(*) FROM items").scalar() == 0
     told = "sqlspec: 0 rows are committed in items, and perhaps 2 more, whose COMMIT was under way"
     assert interrupted.value.__notes__ == [told]
+
+
+@pytest.fixture
+def numbers(items: SQLSpec, tmp_path: Path) -> SQLSpec:
+    """The registry with another database, whose table of numbers has rows that fit the items."""
+    items.register_config(SQLiteConfig(database=str(tmp_path / "other.db")), "other")
+    with items.get_session("other") as session:
+        session.execute("CREATE TABLE numbers (id INTEGER, name TEXT)")
+        session.load_rows("numbers", [(number, str(number)) for number in range(1, 2501)])
+    return items
+
+
+NUMBERS = "SELECT id, name FROM numbers ORDER BY id"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+def test_nothing_of_a_batch_that_was_not_committed_is_left_to_be_committed_later(
+    numbers: SQLSpec, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with numbers.get_session("other") as source, numbers.get_session("primary") as target:
+        load = target.load_rows
+
+        def load_and_fail(table: str, rows: list[Any], columns: list[str]) -> int:
+            count = load(table, rows, columns)
+            if rows[0][0] > 2000:
+                raise error
+            return count
+
+        monkeypatch.setattr(target, "load_rows", load_and_fail)
+        with pytest.raises(error) as failed:
+            copy_rows(source, NUMBERS, target, "items", batch_size=1000)
+        assert not target.in_transaction
+    assert failed.value.__notes__ == ["sqlspec: 2000 rows are committed in items"]
+    assert len(found(numbers)) == 2000
+
+
+def test_what_progress_did_before_it_failed_is_rolled_back(numbers: SQLSpec) -> None:
+    with numbers.get_session("other") as source, numbers.get_session("primary") as target:
+
+        def fail(count: int) -> None:
+            target.execute("DELETE FROM items")
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            copy_rows(source, NUMBERS, target, "items", batch_size=1000, progress=fail)
+    assert len(found(numbers)) == 1000
+
+
+def test_an_error_among_the_rows_of_the_source_rolls_the_target_back(numbers: SQLSpec) -> None:
+    with numbers.get_session("other") as source, numbers.get_session("primary") as target:
+        target.execute("INSERT INTO items (id, name) VALUES (5000, 'before')")
+        with pytest.raises(exc.DBAPIError) as failed:
+            copy_rows(source, "SELECT json_extract(name, '$.x') FROM numbers UNION SELECT json('{')", target, "items")
+    assert failed.value.__notes__ == ["sqlspec: 0 rows are committed in items"]
+    assert found(numbers) == []
+
+
+@pytest.mark.parametrize("bad", ["row", "progress"])
+def test_a_rollback_that_fails_hides_no_error(numbers: SQLSpec, bad: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("the second")
+
+    query = f"{NUMBERS.removesuffix(' ORDER BY id')} UNION ALL SELECT 5, 'there is a 5'" if bad == "row" else NUMBERS
+    wanted = LoadError if bad == "row" else ZeroDivisionError
+    with numbers.get_session("other") as source, numbers.get_session("primary") as target:
+        monkeypatch.setattr(target, "rollback", fail)
+        with pytest.raises(wanted) as failed:
+            copy_rows(source, query, target, "items", progress=fail)
+        monkeypatch.undo()
+        target.rollback()
+    assert failed.value.__notes__[-1] == "sqlspec: the rollback failed as well: ZeroDivisionError: the second"
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgresql", "psycopg", "mariadb"], indirect=True)
+def test_a_copy_that_is_cancelled_at_any_await_leaves_whole_batches_and_a_session_to_go_on_with(
+    numbers: SQLSpec, database: Database
+) -> None:
+    async def copied(registry: SQLSpec, step: int) -> bool:
+        """Copy, cancelled at this step; tell whether it came to its end before."""
+        async with registry.get_async_session("other") as source, registry.get_async_session("primary") as target:
+            await target.execute("DELETE FROM items")
+            await target.commit()
+            try:
+                await CancelledAt(copy_rows(source, f"{NUMBERS} LIMIT 50", target, "items", batch_size=20), step)
+            except asyncio.CancelledError as error:
+                (note,) = error.__notes__
+                await source.rollback()
+            else:
+                return True
+            assert not target.in_transaction
+            await target.commit()
+            count = await target.execute("SELECT count(*) FROM items").scalar()
+            told = [int(number) for number in re.findall(r"\d+", note)]
+            assert count in {told[0], sum(told)}, note
+            assert count % 20 in {0, 10}
+        return False
+
+    async def main() -> None:
+        async with SQLSpec() as registry:
+            registry.register_config(database.config(), "primary")
+            registry.register_config(numbers.get_config("other"), "other")
+            async with asyncio.timeout(30):
+                for step in itertools.count():
+                    if await copied(registry, step):
+                        break
+            stats = registry.get_pool_stats("primary")
+            assert (stats.checked_out, stats.dropped) == (0, 0)
+            assert step > 10
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("batch_size", [0, -5])

@@ -91,7 +91,7 @@ def copy_rows(source: Any, query: str | Executable, target: Any, table: str, **o
     """Copy the rows of a query into a table of another session; return how many.
 
     The rows are streamed; the target commits after each ``batch_size`` of them, and what it had not committed before
-    goes along. Of asynchronous sessions, await it.
+    goes along. What ends it early rolls the target back. Of asynchronous sessions, await it.
 
     Args:
         source: the session that runs the query.
@@ -147,11 +147,21 @@ def _copy(
                 if progress is not None:
                     progress(committed)
     except LoadError as error:
-        target.rollback()
         cause, position = error.__cause__ or error, error.position
-        raise LoadError(table, cause, None if position is None else committed + position, committed) from cause
+        failed = LoadError(table, cause, None if position is None else committed + position, committed)
+        _roll_back_after(failed, target)
+        raise failed from cause
     except BaseException as error:
         perhaps = f", and perhaps {under_way} more, whose COMMIT was under way" if under_way else ""
         error.add_note(f"sqlspec: {committed} rows are committed in {table}{perhaps}")
+        _roll_back_after(error, target)
         raise
     return committed
+
+
+def _roll_back_after(error: BaseException, target: Session) -> None:
+    """Roll back without hiding the error that ended the copy; a second one becomes a note on it."""
+    try:
+        target.rollback()
+    except Exception as second:  # noqa: BLE001  # the first error is the one to see
+        error.add_note(f"sqlspec: the rollback failed as well: {type(second).__name__}: {second}")
