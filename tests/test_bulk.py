@@ -49,6 +49,12 @@ def items(spec: SQLSpec, database: Database) -> SQLSpec:
     return spec
 
 
+@pytest.fixture
+def any_items(items: SQLSpec, any_spec: Any) -> Any:
+    """The registry with the items, or one whose sessions are asynchronous."""
+    return any_spec
+
+
 def found(spec: SQLSpec, sql: str = "SELECT id, name FROM items ORDER BY id") -> list[Any]:
     with spec.get_session("primary") as session:
         return [tuple(row) for row in session.execute(sql)]
@@ -144,6 +150,57 @@ def test_a_bad_row_names_its_position(items: SQLSpec) -> None:
             session.load_rows("nowhere", [(1,)])
         session.rollback()
     assert found(items) == [(5000, "before")]
+
+
+NOBODY: list[tuple[str, list[tuple[Any, ...]], list[str]]] = [
+    ("nowhere", [(1, "a"), (2, "b")], []),
+    ("nowhere", [(1, "a"), (2, "b")], ["id", "name"]),
+    ("items", [(1, "a"), (2, "b")], ["id", "title"]),
+    ("items", [(1, "a"), (2, "b")], ["id", "order by"]),
+]
+SOMEBODY: list[tuple[str, list[tuple[Any, ...]], list[str]]] = [
+    ("items", [(1, "a"), (1, "b")], ["id", "name"]),
+    ("items", [(1, "a"), (2, "b", 3)], ["id", "name"]),
+    ("items", [(1, "a", 1), (2, "b", 1, 5)], []),
+    ("loaded", [(1, 5), (2, None)], ["id", "value"]),
+    ("loaded", [(1, 5), (2, 7, 8)], ["id", "value"]),
+]
+
+
+@pytest.mark.parametrize(("table", "rows", "columns"), [*NOBODY, *SOMEBODY])
+def test_a_row_is_named_where_one_is_at_fault_and_only_there(
+    any_items: Any, table: str, rows: list[tuple[Any, ...]], columns: list[str]
+) -> None:
+    with any_items.get_session("primary") as session:
+        session.execute("DROP TABLE IF EXISTS loaded")
+        twice = "twice INTEGER GENERATED ALWAYS AS (value * 2) STORED"
+        session.execute(f"CREATE TABLE loaded (id INTEGER, value INTEGER NOT NULL, {twice})")
+        session.commit()
+        for more in ([], [(number, "x") for number in range(10, 1500)]):
+            with pytest.raises(LoadError) as failed:
+                session.load_rows(table, [*rows, *more], columns=columns)
+            assert failed.value.position == (2 if (table, rows, columns) in SOMEBODY else None)
+            session.rollback()
+        session.execute("DROP TABLE loaded")
+
+
+def test_no_row_is_at_fault_where_none_may_be_written(any_items: Any) -> None:
+    with any_items.get_session("primary", read_only=True) as session, pytest.raises(LoadError) as failed:
+        session.load_rows("items", [(1, "a"), (2, "b")], columns=["id", "name"])
+    assert failed.value.position is None
+
+
+def test_no_row_is_at_fault_where_the_database_computes_the_column(any_items: Any, database: Database) -> None:
+    with any_items.get_session("primary") as session:
+        session.execute("DROP TABLE IF EXISTS computed")
+        session.execute("CREATE TABLE computed (id INTEGER, twice INTEGER GENERATED ALWAYS AS (id * 2) STORED)")
+        session.commit()
+        with pytest.raises(LoadError) as failed:
+            session.load_rows("computed", [(1, 2), (2, 4)], columns=["id", "twice"])
+        # MariaDB takes rows with NULL there
+        assert failed.value.position == (1 if database.name == "mariadb" else None)
+        session.rollback()
+        session.execute("DROP TABLE computed")
 
 
 def test_a_value_too_many_in_one_row_does_not_become_one_of_the_next(items: SQLSpec) -> None:

@@ -189,10 +189,21 @@ class Driver(ABC):
                     except Exception:  # noqa: BLE001  # the transaction has gone with it, or the connection
                         raise error from None
                     for position, row in enumerate(batch, rows.taken - len(batch) + 1):
-                        rows.bad = position
-                        self._load_batch(cursor, target, insert, [row])
-                    rows.bad = None
+                        try:
+                            self._load_batch(cursor, target, insert, [row])
+                        except Exception as of_row:
+                            rows.bad = None if self._fails_anyway(cursor, target, of_row) else position
+                            raise
                     raise
+
+    def _fails_anyway(self, cursor: Any, target: Target, error: Exception) -> bool:
+        """Tell whether the error of a row comes without any row as well, as that of a table which is not there."""
+        try:
+            cursor.execute(target.insert_nothing())
+        except Exception as of_none:  # noqa: BLE001  # the row's own is raised
+            # MySQL puts a number first, SQLite the message
+            return (type(of_none), of_none.args[:1]) == (type(error), error.args[:1])
+        return False
 
     def _load_batch(self, cursor: Any, target: Target, insert: str, batch: list[Sequence[Any]]) -> None:
         cursor.executemany(insert, batch)

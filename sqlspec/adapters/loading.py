@@ -60,9 +60,11 @@ class Target:
         table = self._quoted(self.table, is_text_alone)
         return table if self.schema is None else f"{self._quoted(self.schema, is_text_alone)}.{table}"
 
+    def _names(self, is_text_alone: bool = True) -> str:
+        return ", ".join(self._quoted(column, is_text_alone) for column in self.columns)
+
     def _list(self, is_text_alone: bool = True) -> str:
-        names = ", ".join(self._quoted(column, is_text_alone) for column in self.columns)
-        return f" ({names})" if names else ""
+        return f" ({self._names(is_text_alone)})" if self.columns else ""
 
     def select_types(self) -> str:
         """Return PostgreSQL's SELECT of the names and the types of all columns, in their order."""
@@ -82,6 +84,11 @@ class Target:
         """Return an INSERT of one row with these placeholders."""
         into = f"INSERT INTO {self._name(is_text_alone=False)}{self._list(is_text_alone=False)}"
         return f"{into} VALUES ({', '.join([mark] * width)})"
+
+    def insert_nothing(self) -> str:
+        """Return an INSERT of no row: what the database says to it, no row is to blame for."""
+        names = self._names() or "*"
+        return f"{self.insert_into()} SELECT {names} FROM {self._name()} WHERE 1 = 0"  # noqa: S608  # they are quoted
 
     def copy(self) -> str:
         """Return the COPY that reads rows in text format, in UTF-8."""
