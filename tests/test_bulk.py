@@ -121,6 +121,18 @@ def test_values_of_every_type_arrive(spec: SQLSpec, database: Database) -> None:
         assert (*first[:4], *first[5:8], str(first[8])) == (*values[:4], *values[5:8], str(values[8]))
 
 
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_bytes_of_every_kind_are_loaded(any_spec: Any, database: Database, kind: Callable[[bytes], Any]) -> None:
+    value = b"\x00\xff\\\n'"
+    with any_spec.get_session("primary") as session:
+        session.execute("DROP TABLE IF EXISTS bytes_alone")
+        session.execute(f"CREATE TABLE bytes_alone (a {'BYTEA' if database.name == 'postgresql' else 'BLOB'})")
+        session.load_rows("bytes_alone", [(kind(value),), (None,)])
+        found = session.execute("SELECT a FROM bytes_alone WHERE a IS NOT NULL").scalar()
+        session.execute("DROP TABLE bytes_alone")
+    assert bytes(found) == value
+
+
 def test_json_and_arrays_of_postgresql_are_told_apart(spec: SQLSpec, database: Database) -> None:
     if database.name != "postgresql":
         return

@@ -128,6 +128,7 @@ class _MySQLDriver(Driver):
         list: json.dumps,
         UUID: str,
         memoryview: bytes,
+        bytearray: bytes,
         datetime: _without_zone,
     }
 
