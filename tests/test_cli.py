@@ -91,17 +91,125 @@ def test_copy_copies_a_table(spec: SQLSpec, database: Database, tmp_path: Path) 
     # in whatever order the database gives them
     assert int(told[2]) == (int(told[1]) - 1) // 300 * 300
     assert "UNIQUE constraint failed: people.id" in again.stderr
-    wrongs = {
-        "primary": "primary.orders",
-        "primary..users": "primary.orders",
-        "nobody.users": "did you mean",
-        "primary.gone": "gone",
-        "other.people": "twice",
-    }
-    for wrong, told in wrongs.items():
-        failed = CliRunner().invoke(app, ["copy", wrong, "other.people", "--config", str(path)])
-        assert failed.exit_code in {1, 2}
-        assert told in failed.stderr
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "code", "told"),
+    [
+        ("primary", "other.people", 2, "'primary': write the name of a database and a table, such as primary.orders"),
+        ("primary.users", "other", 2, "such as primary.orders"),
+        ("primary..users", "other.people", 2, "such as primary.orders"),
+        (".users", "other.people", 2, "such as primary.orders"),
+        ("primary.", "other.people", 2, "such as primary.orders"),
+        ("primary.a.b.users", "other.people", 2, "such as primary.orders"),
+        ("primary.users", "other.a.b.people", 2, "such as primary.orders"),
+        ("primary.\udcff", "other.people", 2, "such as primary.orders"),
+        ("", "other.people", 2, "such as primary.orders"),
+        ("other.people", "other.people", 2, "twice"),
+        ("nobody.users", "other.people", 2, "there is no config 'nobody': did you mean"),
+        ("primary.users", "nobody.people", 2, "there is no config 'nobody': did you mean"),
+        ("primary.usres", "other.people", 1, "there is no table usres in primary: did you mean users?"),
+        ("primary.users", "other.peple", 1, "there is no table peple in other: did you mean people?"),
+        ("primary.users", "other.x", 1, "there is no table x in other: create it first"),
+        ("primary.nowhere.users", "other.people", 1, "nowhere"),
+        ("primary.users", "other.nowhere.people", 1, "nowhere"),
+        ("primary.users", "other.narrow", 1, "other.narrow has no column name: add it"),
+        ("primary.users", "other.seen", 1, "cannot modify seen because it is a view"),
+        ("down.users", "other.people", 1, "refused"),
+        ("primary.users", "down.people", 1, "down.people cannot be looked at"),
+    ],
+)
+def test_what_is_typed_wrong_for_copy_is_told_in_one_line(
+    spec: SQLSpec, database: Database, tmp_path: Path, source: str, target: str, code: int, told: str
+) -> None:
+    path = write_config(database, tmp_path)
+    with SQLSpec.from_toml(path) as registry, registry.get_session("other") as session:
+        session.execute("CREATE TABLE people (id INTEGER PRIMARY KEY, name TEXT)")
+        session.execute("CREATE TABLE narrow (id INTEGER PRIMARY KEY)")
+        session.execute("CREATE VIEW seen AS SELECT * FROM people")
+    with spec.get_session("primary") as session:
+        session.execute("INSERT INTO users (name) VALUES ('x')")
+    path.write_text(f'{path.read_text()}[down]\nurl = "postgresql://u:hidden@127.0.0.1:1/d"\n')
+    failed = CliRunner().invoke(app, ["copy", source, target, "--config", str(path)])
+    assert (failed.exit_code, failed.stdout, isinstance(failed.exception, SystemExit)) == (code, "", True)
+    # the line of the progress may stand before it
+    assert told in failed.stderr.splitlines()[-1]
+    assert len(failed.stderr.splitlines()) == (2 if "view" in told else 1)
+
+
+@pytest.mark.parametrize("options", [["--batch-size", "0"], ["--batch-size=-5"], ["--batch-size", "many"], ["--batch"]])
+def test_a_wrong_option_of_copy_is_explained(options: list[str]) -> None:
+    result = CliRunner().invoke(app, ["copy", "a.t", "b.t", *options])
+    assert (result.exit_code, isinstance(result.exception, SystemExit)) == (2, True)
+    assert options[0].partition("=")[0] in result.stderr
+
+
+@pytest.mark.parametrize("command", [["check"], ["copy", "a.t", "b.t"]])
+def test_a_config_that_cannot_be_read_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    def told(*options: str) -> str:
+        result = CliRunner().invoke(app, [*command, *options])
+        assert (result.exit_code, isinstance(result.exception, SystemExit)) == (2, True)
+        (line,) = result.stderr.splitlines()
+        return line
+
+    monkeypatch.chdir(tmp_path)
+    assert told("--config", "gone.toml") == "gone.toml: No such file or directory"
+    assert told("--config", ".") == ".: Is a directory"
+    Path("pyproject.toml").write_text("tool = 3")
+    assert "set DB_URL" in told()
+    Path("pyproject.toml").write_bytes(b"\xff")
+    assert told().startswith("pyproject.toml does not parse")
+    Path("pyproject.toml").unlink()
+    Path("pyproject.toml").mkdir()
+    assert told() == "pyproject.toml: Is a directory"
+
+
+def test_what_the_driver_cannot_read_is_told_in_one_line(spec: SQLSpec, database: Database, tmp_path: Path) -> None:
+    if database.name != "postgresql":
+        return
+    path = write_config(database, tmp_path)
+    with spec.get_session("primary") as session:
+        session.execute("DROP TABLE IF EXISTS ancient")
+        session.execute("CREATE TABLE ancient (day DATE)")
+        session.execute("INSERT INTO ancient VALUES ('0044-03-15 BC')")
+    with SQLSpec.from_toml(path) as registry, registry.get_session("other") as session:
+        session.execute("CREATE TABLE ancient (day TEXT)")
+    failed = CliRunner().invoke(app, ["copy", "primary.ancient", "other.ancient", "--config", str(path)])
+    assert (failed.exit_code, isinstance(failed.exception, SystemExit)) == (1, True)
+    assert "Error: year" in failed.stderr or "Error: date too" in failed.stderr
+    assert failed.stderr.splitlines()[-1].endswith("; sqlspec: 0 rows are committed in ancient")
+    with spec.get_session("primary") as session:
+        session.execute("DROP TABLE ancient")
+
+
+def test_copy_leaves_to_the_target_what_the_target_computes(spec: SQLSpec, database: Database, tmp_path: Path) -> None:
+    path = write_config(database, tmp_path)
+    identity = "INTEGER GENERATED ALWAYS AS IDENTITY" if database.name == "postgresql" else database.key
+    columns = "twice INTEGER GENERATED ALWAYS AS (price * 2) STORED, price INTEGER, {} TEXT"
+    with spec.get_session("primary") as session:
+        for name in ("priced", "again"):
+            session.execute(f"DROP TABLE IF EXISTS {name}")
+            session.execute(f"CREATE TABLE {name} (id {identity}, {columns.format('label')})")
+        session.load_rows("priced", [(5, 7, "a"), (9, 8, "b")], columns=["id", "price", "label"])
+    with SQLSpec.from_toml(path) as registry, registry.get_session("other") as session:
+        session.execute(f"CREATE TABLE priced (id INTEGER PRIMARY KEY, {columns.format('LABEL')})")
+        session.execute("CREATE TABLE plain (id INTEGER, price INTEGER, twice INTEGER, label TEXT)")
+    for source, target in (
+        ("primary.priced", "other.priced"),
+        ("other.priced", "primary.again"),
+        ("primary.priced", "other.plain"),
+    ):
+        result = CliRunner().invoke(app, ["copy", source, target, "--config", str(path)])
+        assert (result.exit_code, result.stdout) == (0, f"2 rows copied from {source} to {target}\n"), result.stderr
+        name, table = target.split(".")
+        with SQLSpec.from_toml(path) as registry, registry.get_session(name) as session:
+            rows = session.execute(f"SELECT id, price, twice, label FROM {table} ORDER BY id").all()
+        assert rows == [(5, 7, 14, "a"), (9, 8, 16, "b")]
+    with spec.get_session("primary") as session:
+        session.execute("DROP TABLE priced")
+        session.execute("DROP TABLE again")
 
 
 @pytest.mark.parametrize("driver", ["aiosqlite"])

@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import difflib
+import warnings
+from typing import Annotated, NamedTuple
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
-from sqlalchemy import exc, func, select, table
+from rich.text import Text
+from sqlalchemy import column, exc, func, inspect, select, table
+from sqlalchemy.engine.interfaces import ReflectedColumn
 
 from sqlspec.cli.registry import ConfigOption, PrefixOption, open_registry
-from sqlspec.exceptions import SQLSpecError
+from sqlspec.exceptions import ConfigError, LoadError, SQLSpecError
 from sqlspec.registry import SQLSpec
-from sqlspec.session import copy_rows
+from sqlspec.session import Session, copy_rows
 
 __all__ = ["copy"]
 
 _EXAMPLE = "the name of a database and a table, such as primary.orders or primary.public.orders"
+
+
+class _Table(NamedTuple):
+    """Say where a table is."""
+
+    database: str
+    schema: str | None
+    name: str
+
+    @property
+    def path(self) -> str:
+        """Return the name that the database knows it by."""
+        return self.name if self.schema is None else f"{self.schema}.{self.name}"
 
 
 def copy(
@@ -29,53 +45,96 @@ def copy(
 ) -> None:
     """Copy all rows of a table into a table of another database, with a commit after each batch.
 
-    The exit code is 1 when it ends before its end; what is committed by then is told, and stays.
+    Columns go by their names; those that the target computes itself are left out. The exit code is 2 for a wrong name
+    or config, and 1 when it ends before its end; what is committed by then is told, and stays.
     """
     console = Console(stderr=True)
-    if source == target:
-        raise typer.BadParameter(f"{source} is the source and the target: its rows would be there twice")
-    with open_registry(config, prefix) as spec:
-        try:
-            count = _copy(spec, _split(source), _split(target), batch_size, console)
-        except KeyboardInterrupt as interrupt:
-            _explain(console, interrupt)
-            raise typer.Exit(130) from None
-        except (SQLSpecError, exc.SQLAlchemyError) as error:
-            _explain(console, error)
-            raise typer.Exit(1) from None
+    try:
+        if source == target:
+            raise ConfigError(f"{source} is the source and the target: its rows would be there twice")
+        tables = _split(source), _split(target)
+        with open_registry(config, prefix) as spec:
+            count = _copy(spec, *tables, batch_size, console)
+    except typer.Exit:
+        raise
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  # whatever it is, one line says more than a traceback
+        console.print(Text(_line(error), style="red"), soft_wrap=True)
+        code = 130 if isinstance(error, KeyboardInterrupt) else 2 if isinstance(error, ConfigError) else 1
+        raise typer.Exit(code) from None
     typer.echo(f"{count} rows copied from {source} to {target}")
 
 
-def _split(argument: str) -> tuple[str, str]:
-    name, point, table_name = argument.partition(".")
-    if not (point and all(argument.split("."))):
-        raise typer.BadParameter(f"{argument!r}: write {_EXAMPLE}")
-    return name, table_name
+def _split(argument: str) -> _Table:
+    parts = argument.split(".")
+    # what is not printable is no text in UTF-8, or nobody meant it
+    if len(parts) not in {2, 3} or not all(parts) or not argument.isprintable():
+        raise ConfigError(f"{argument!r}: write {_EXAMPLE}")
+    return _Table(parts[0], parts[1] if len(parts) == 3 else None, parts[-1])
 
 
-def _copy(spec: SQLSpec, source: tuple[str, str], target: tuple[str, str], batch_size: int, console: Console) -> int:
-    columns = SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn()
+def _copy(spec: SQLSpec, source: _Table, target: _Table, batch_size: int, console: Console) -> int:
     with (
-        spec.get_session(source[0], autocommit=False) as from_session,
-        spec.get_session(target[0], autocommit=False) as to_session,
-        Progress(*columns, console=console) as progress,
+        spec.get_session(source.database, autocommit=False) as from_session,
+        spec.get_session(target.database, autocommit=False) as to_session,
     ):
-        schema, point, name = source[1].rpartition(".")
-        rows = table(name, schema=schema if point else None)
+        pairs = _pairs(_columns(from_session, source), _columns(to_session, target), target)
+        # SQLite lets nobody write who began by reading, once somebody else has written
+        to_session.rollback()
+        rows = table(source.name, schema=source.schema)
         total = from_session.execute(select(func.count()).select_from(rows)).scalar()
-        task = progress.add_task(f"{source[0]}.{source[1]}", total=total)
-        return copy_rows(
-            from_session,
-            select("*").select_from(rows),
-            to_session,
-            target[1],
-            batch_size=batch_size,
-            progress=lambda count: progress.update(task, completed=count),
-        )
+        shown = SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn()
+        with Progress(*shown, console=console) as progress:
+            task = progress.add_task(f"{source.database}.{source.path}", total=total)
+            return copy_rows(
+                from_session,
+                select(*map(column, pairs)).select_from(rows),
+                to_session,
+                target.path,
+                columns=list(pairs.values()),
+                batch_size=batch_size,
+                progress=lambda count: progress.update(task, completed=count),
+            )
 
 
-def _explain(console: Console, error: BaseException) -> None:
-    cause = error.__cause__ if isinstance(error.__cause__, exc.DBAPIError) else None
-    told = [f"{type(error).__name__}: {error}".removesuffix(": "), *getattr(error, "__notes__", ())]
-    told += [] if cause is None else [f"{cause.orig}"]
-    console.print("\n".join(f"[red]{escape(line)}[/red]" for line in told), soft_wrap=True)
+def _columns(session: Session, place: _Table) -> list[ReflectedColumn]:
+    try:
+        inspector = inspect(session.connection())
+        with warnings.catch_warnings():
+            # SQLAlchemy warns of types that it does not know, and only the names are asked for
+            warnings.simplefilter("ignore", exc.SAWarning)
+            return inspector.get_columns(place.name, place.schema)
+    except exc.NoSuchTableError:
+        known = [*inspector.get_table_names(place.schema), *inspector.get_view_names(place.schema)]
+    except Exception as error:
+        error.add_note(f"{place.database}.{place.path} cannot be looked at")
+        raise
+    near = difflib.get_close_matches(place.name, known, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else "create it first, or name its schema"
+    raise SQLSpecError(f"there is no table {place.path} in {place.database}: {hint}")
+
+
+def _pairs(given: list[ReflectedColumn], taken: list[ReflectedColumn], target: _Table) -> dict[str, str]:
+    """Return the names of the columns to copy, in the source and in the target."""
+    exact = {known["name"]: known for known in taken}
+    in_any_case = {name.casefold(): known for name, known in exact.items()}
+    found = {name["name"]: exact.get(name["name"]) or in_any_case.get(name["name"].casefold()) for name in given}
+    missing = [name for name, known in found.items() if known is None]
+    if missing:
+        where, names = f"{target.database}.{target.path}", ", ".join(missing)
+        raise SQLSpecError(f"{where} has no column {names}: add it, or copy from a view without it")
+    return {name: known["name"] for name, known in found.items() if known and known.get("computed") is None}
+
+
+def _line(error: BaseException) -> str:
+    told = [_told(error), *getattr(error, "__notes__", ())]
+    if isinstance(error, LoadError) and error.__cause__ is not None:
+        told.append(_told(error.__cause__))
+    return "; ".join(" ".join(part.split()) for part in told)
+
+
+def _told(error: BaseException) -> str:
+    if isinstance(error, SQLSpecError):
+        return str(error)
+    # SQLAlchemy adds the statement, which nobody typed
+    origin = getattr(error, "orig", None) or error
+    return f"{type(origin).__name__}: {origin}".removesuffix(": ")

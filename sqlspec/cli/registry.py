@@ -45,8 +45,11 @@ def _find(config: Path | None, prefix: str) -> SQLSpec:
 
 def _has_our_table(path: Path) -> bool:
     try:
-        return "sqlspec" in tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {})
+        tools = tomllib.loads(path.read_text(encoding="utf-8-sig")).get("tool")
     except FileNotFoundError:
         return False
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} does not parse: {error}") from None
+    return isinstance(tools, dict) and "sqlspec" in tools
