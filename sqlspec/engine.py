@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import ipaddress
 import logging
-import time
+from collections.abc import Callable
 from contextlib import closing
 from contextvars import ContextVar
 from typing import Any, cast
@@ -12,6 +14,7 @@ from typing import Any, cast
 import sqlalchemy
 from sqlalchemy import Connection, Engine, event, exc
 from sqlalchemy.pool import NullPool, PoolProxiedConnection
+from sqlalchemy.util import await_only, greenlet_spawn
 
 from sqlspec.adapters import Driver, TransactionOptions, driver_for
 from sqlspec.adapters.sqlite import SQLiteConnectionConfig
@@ -22,8 +25,10 @@ from sqlspec.pool import (
     PING_AFTER,
     AsyncFairQueuePool,
     FairQueuePool,
-    checkout_deadline,
+    call_aside,
     follow_statements,
+    seconds_left,
+    within,
 )
 
 __all__ = ["SESSION_STATE", "adopt_transaction", "borrow", "build_engine", "discard", "wanted_autocommit"]
@@ -38,6 +43,8 @@ SESSION_STATE = "sqlspec_session_state"
 # the transaction that SQLAlchemy is told to begin is there already.
 _OPTIONS = "sqlspec_options"
 _BEGUN = "sqlspec_begun"
+# Seconds, where only the checkout under way has a limit.
+_LONGEST = 3600.0
 
 
 def build_engine(config: NoPoolSyncConfig, name: str = "default", *, is_async: bool = False) -> Engine:
@@ -70,6 +77,7 @@ def build_engine(config: NoPoolSyncConfig, name: str = "default", *, is_async: b
         raise ConfigError(f"the driver {error.name} is not installed: {extra}") from None
     _connect_through(engine, config, driver)
     _transact_through(engine, driver)
+    _execute_within(engine, driver)
     follow_statements(engine)
     _listen(engine, config, driver)
     return engine
@@ -116,25 +124,32 @@ def _connect_through(engine: Engine, config: NoPoolSyncConfig, driver: Driver) -
     connect = engine.dialect.connect
     key = "passwd" if driver.name == "MySQLdb" else "password"
 
-    def open_connection(*arguments: Any, **parameters: Any) -> Any:
-        deadline = checkout_deadline.get()
-        if deadline is not None:
-            driver.limit_connect(parameters, max(0.001, deadline - time.monotonic()))
-        connection, failure = None, None
+    def open_prepared(seconds: float, *arguments: Any, **parameters: Any) -> Any:
+        connection = None
         try:
             if config.password is None or key in parameters or "password" in parameters:
                 connection = connect(*arguments, **parameters)
             else:
                 connection = connect(*arguments, **parameters, **{key: config.reveal_password()})
-            driver.prepare(connection)
+            within(connection, seconds, driver.prepare, connection)
+        except BaseException as error:
+            if connection is not None:
+                _close(engine, connection, error)
+            elif isinstance(error, TypeError):
+                raise ConfigError(f"the driver does not take an option of the url: {error}", "url") from None
+            raise
+        return connection
+
+    def open_connection(*arguments: Any, **parameters: Any) -> Any:
+        seconds = seconds_left(config.connect_timeout)
+        driver.limit_connect(parameters, seconds)
+        try:
+            return _in_time(seconds, driver, functools.partial(open_prepared, seconds, *arguments, **parameters))
+        except TimeoutError:
+            told = f"connecting took longer than {seconds:.3g} s"
+            failure: BaseException = driver.timeout_error(engine.dialect.loaded_dbapi, told)
         except BaseException as error:  # noqa: BLE001  # raised again below, whatever it is
             failure = error
-        if failure is None:
-            return connection
-        if connection is not None:
-            _close(engine, connection, failure)
-        elif isinstance(failure, TypeError):
-            failure = ConfigError(f"the driver does not take an option of the url: {failure}", "url")
         # The frames of a driver hold the password in their locals, and tracebacks may show locals.
         parameters.clear()
         _forget_frames(failure)
@@ -145,6 +160,24 @@ def _connect_through(engine: Engine, config: NoPoolSyncConfig, driver: Driver) -
             del failure
 
     engine.dialect.connect = open_connection  # type: ignore[method-assign]  # one engine's dialect, see above
+
+
+def _in_time(seconds: float, driver: Driver, connect: Callable[[], Any]) -> Any:
+    """Connect, and wait for it no longer than so many seconds: drivers count whole ones, and per host.
+
+    Raises:
+        TimeoutError: it is late.
+    """
+    if driver.syntax == "sqlite":
+        return connect()
+    if not driver.is_async:
+        return call_aside(seconds, connect, lambda connection: connection.close())
+
+    async def connect_in_time() -> Any:
+        async with asyncio.timeout(seconds):
+            return await greenlet_spawn(connect)
+
+    return await_only(connect_in_time())
 
 
 def _forget_frames(failure: BaseException) -> None:
@@ -237,7 +270,7 @@ def _transact_through(engine: Engine, driver: Driver) -> None:
     dialect: Any = engine.dialect
     dialect.do_begin = do_begin
     dialect.do_terminate = driver.terminate(dialect)
-    if type(driver).end is not Driver.end:
+    if type(driver).end is not Driver.end or driver.patience is not None:
         dialect.do_commit = lambda connection: driver.end(_bare(connection), "commit")
         dialect.do_rollback = lambda connection: driver.end(_bare(connection), "rollback")
     if driver.syntax == "sqlite":
@@ -253,6 +286,27 @@ def _transact_through(engine: Engine, driver: Driver) -> None:
             driver.set_autocommit(connection, driver.autocommit)
 
         dialect.set_isolation_level, dialect.reset_isolation_level = set_isolation_level, reset_isolation_level
+
+
+def _execute_within(engine: Engine, driver: Driver) -> None:
+    """Let SQLAlchemy's statements wait no longer than the driver has patience.
+
+    Many of them by one call have the server's limit, each of them.
+    """
+    if driver.patience is None:
+        return
+    dialect: Any = engine.dialect
+
+    def limited(execute: Callable[..., Any]) -> Callable[..., Any]:
+        def execute_within(cursor: Any, *arguments: Any, **options: Any) -> Any:
+            # what SQLAlchemy adapts knows it by another name
+            connection = getattr(cursor, "_adapt_connection", None) or cursor.connection
+            return driver.within(connection, execute, cursor, *arguments, **options)
+
+        return execute_within
+
+    for name in ("do_execute", "do_execute_no_params"):
+        setattr(dialect, name, limited(getattr(dialect, name)))
 
 
 def _listen(engine: Engine, config: NoPoolSyncConfig, driver: Driver) -> None:
@@ -274,7 +328,8 @@ def _switching_autocommit(engine: Engine, driver: Driver) -> Any:
         try:
             # of another engine: this one is asked for a password, say, while that one connects
             is_meant = wanted is not None and wanted[0] is engine
-            driver.set_autocommit(connection, wanted[1] if wanted is not None and is_meant else driver.autocommit)
+            enabled = wanted[1] if wanted is not None and is_meant else driver.autocommit
+            within(connection, seconds_left(_LONGEST), driver.set_autocommit, connection, enabled)
         except engine.dialect.loaded_dbapi.Error as error:
             # as after a ping that failed: the pool connects anew within the same checkout
             raise exc.DisconnectionError("the connection does not take a switch of autocommit") from error
@@ -285,7 +340,9 @@ def _switching_autocommit(engine: Engine, driver: Driver) -> Any:
 def _discarding(driver: Driver) -> Any:
     def discard(connection: Any, record: Any, state: Any) -> None:
         record.info.pop(SESSION_STATE, None)
-        if not state.terminate_only and connection is not None and not driver.discard(connection):
+        if state.terminate_only or connection is None:
+            return
+        if not driver.within(connection, driver.discard, connection):
             record.invalidate()
 
     return discard

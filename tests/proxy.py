@@ -1,4 +1,4 @@
-"""A TCP proxy that counts round trips."""
+"""TCP proxies: one that counts round trips, one that becomes a black hole."""
 
 from __future__ import annotations
 
@@ -8,17 +8,13 @@ import threading
 from typing import Self
 
 
-class CountingProxy:
-    """Forward connections to a local port; count how often the client speaks after the server did."""
+class Proxy:
+    """Forward connections to a local port."""
 
     def __init__(self, port: int) -> None:
         self._target = port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
-        # Guards round_trips and _client_spoke_last.
-        self._lock = threading.Lock()
-        self.round_trips = 0
-        self._client_spoke_last = False
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._accept, daemon=True).start()
@@ -39,12 +35,53 @@ class CountingProxy:
     def _forward(self, source: socket.socket, sink: socket.socket, is_client: bool) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
-                with self._lock:
-                    self.round_trips += is_client and not self._client_spoke_last
-                    self._client_spoke_last = is_client
-                sink.sendall(data)
+                if self._passes(source, is_client):
+                    sink.sendall(data)
         for end in (source, sink):
             with contextlib.suppress(OSError):
                 # close() alone would tell nobody while the other thread reads
                 end.shutdown(socket.SHUT_RDWR)
             end.close()
+
+    def _passes(self, source: socket.socket, is_client: bool) -> bool:
+        """See what one side has said; tell whether the other hears of it."""
+        return True
+
+
+class CountingProxy(Proxy):
+    """Count how often the client speaks after the server did."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(port)
+        # Guards round_trips and _client_spoke_last.
+        self._lock = threading.Lock()
+        self.round_trips = 0
+        self._client_spoke_last = False
+
+    def _passes(self, source: socket.socket, is_client: bool) -> bool:
+        with self._lock:
+            self.round_trips += is_client and not self._client_spoke_last
+            self._client_spoke_last = is_client
+        return True
+
+
+class BlackHole(Proxy):
+    """Let nothing through any more, from some moment on, and say nothing about it."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(port)
+        self._known: set[socket.socket] = set()
+        self._swallowed: set[socket.socket] = set()
+        self.swallows_all = False
+        # how often something was swallowed
+        self.count = 0
+
+    def swallow(self) -> None:
+        """Swallow what the connections say that have said something so far; later ones work."""
+        self._swallowed |= set(self._known)
+
+    def _passes(self, source: socket.socket, is_client: bool) -> bool:
+        self._known.add(source)
+        is_lost = self.swallows_all or source in self._swallowed
+        self.count += is_lost
+        return not is_lost

@@ -131,7 +131,20 @@ class Server:
     def _signal_all(self, what: int) -> None:
         if self._process is None:
             raise RuntimeError("the server is not running")
-        os.killpg(self._process.pid, what)
+        # PostgreSQL's processes have groups of their own
+        for pid in _family(self._process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, what)
+
+
+def _family(pid: int) -> list[int]:
+    """Return a process and all that it has started, the first ones first."""
+    family = [pid]
+    for parent in family:
+        with contextlib.suppress(OSError):
+            for children in Path(f"/proc/{parent}/task").glob("*/children"):
+                family += map(int, children.read_text().split())
+    return family
 
 
 class PostgreSQLServer(Server):

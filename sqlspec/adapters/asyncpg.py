@@ -57,7 +57,8 @@ class Asyncpg(PostgreSQLDriver):
         super().end(connection, how)
         # what was begun in a string, SQLAlchemy's adapter does not know of
         if connection.driver_connection.is_in_transaction():
-            connection.run_async(lambda driver_connection: driver_connection.execute(how.upper()))
+            finish = how.upper()
+            self.within(connection, connection.run_async, lambda driver_connection: driver_connection.execute(finish))
 
     def uses_tls(self, connection: Any) -> bool:
         return bool(self._value(connection, "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"))

@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 from sqlalchemy import URL
 from sqlalchemy.engine import Dialect
@@ -15,6 +15,7 @@ from sqlalchemy.engine import Dialect
 from sqlspec.adapters.loading import Converters, Position, Target, batches
 from sqlspec.config.base import NoPoolSyncConfig
 from sqlspec.exceptions import ConfigError
+from sqlspec.pool import within
 
 __all__ = [
     "ISOLATION_LEVELS",
@@ -31,6 +32,9 @@ TLSMode = Literal["disable", "require", "verify-ca", "verify-full"]
 Syntax = Literal["postgresql", "mysql", "sqlite"]
 # what a driver takes: the syntax of its database, and placeholders of its own
 Language = Literal["postgresql", "postgresql $1", "mysql", "sqlite"]
+R = TypeVar("R")
+# Seconds by which the server's limit comes before ours, and a twentieth of it.
+_LATER = 0.1
 ISOLATION_LEVELS = ("READ UNCOMMITTED", "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
 
 
@@ -67,6 +71,23 @@ class Driver(ABC):
 
     _config: NoPoolSyncConfig
 
+    def __init__(self, config: NoPoolSyncConfig) -> None:
+        self._config = config
+        # Seconds after which a call is ended here, whatever the server does: it has its own limit before that.
+        self.patience: float | None = None
+        if config.command_timeout is not None and self.syntax != "sqlite":
+            self.patience = 1.05 * config.command_timeout + _LATER
+
+    def within(self, connection: Any, work: Callable[..., R], *arguments: Any, **options: Any) -> R:
+        """Call what waits for the server, and no longer than command_timeout where it hangs.
+
+        Raises:
+            Exception: the driver's, which says so; the connection is of no use then.
+        """
+        if self.patience is None:
+            return work(*arguments, **options)
+        return within(connection, self.patience, work, *arguments, **options)
+
     @property
     def autocommit(self) -> bool:
         """Return whether connections are in autocommit while nobody has changed it."""
@@ -88,6 +109,10 @@ class Driver(ABC):
         """Lower the connect timeout among the arguments of ``connect``."""
         arguments["connect_timeout"] = min(arguments.get("connect_timeout", math.inf), whole_seconds(seconds))
 
+    def timeout_error(self, dbapi: Any, problem: str) -> Exception:
+        """Return the driver's error of a connect that took too long."""
+        return cast("Exception", dbapi.OperationalError(problem))
+
     def prepare(self, connection: Any) -> None:
         """Bring a new connection into the state that the config asks for; leave no transaction open."""
         return
@@ -98,7 +123,7 @@ class Driver(ABC):
 
     def end(self, connection: Any, how: Literal["commit", "rollback"]) -> None:
         """End the transaction that is open, also one that was begun by hand under autocommit."""
-        getattr(connection, how)()
+        self.within(connection, getattr(connection, how))
 
     def restore(self, connection: Any, options: TransactionOptions) -> None:
         """Undo what begin() left on the connection beyond its transaction."""

@@ -11,7 +11,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from itertools import chain
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 from uuid import UUID
 
 from pydantic import Field, model_validator
@@ -134,9 +134,6 @@ class _MySQLDriver(Driver):
 
     _config: MySQLConfig
 
-    def __init__(self, config: MySQLConfig) -> None:
-        self._config = config
-
     def missing(self) -> str | None:
         url = self.url()
         if url.host or "unix_socket" in url.query:
@@ -158,6 +155,10 @@ class _MySQLDriver(Driver):
             "charset": config.charset,
         }
         return arguments
+
+    def timeout_error(self, dbapi: Any, problem: str) -> Exception:
+        # what the drivers themselves say of a server that does not answer
+        return cast("Exception", dbapi.OperationalError(2013, problem))
 
     def prepare(self, connection: Any) -> None:
         assignments: list[str] = []
@@ -239,7 +240,7 @@ class _MySQLDriver(Driver):
 
     def set_autocommit(self, connection: Any, enabled: bool) -> None:
         if connection.get_autocommit() != enabled:
-            connection.autocommit(enabled)
+            self.within(connection, connection.autocommit, enabled)
 
 
 class MySQLClient(_MySQLDriver):
@@ -303,7 +304,7 @@ class MySQLClient(_MySQLDriver):
         return connection
 
     def _run(self, connection: Any, statement: str) -> None:
-        connection.query(statement)
+        self.within(connection, connection.query, statement)
 
     def discard(self, connection: Any) -> bool:
         url = self._config.parsed_url
@@ -359,7 +360,7 @@ class Asyncmy(_MySQLDriver):
 
     def _run(self, connection: Any, statement: str) -> None:
         with closing(connection.cursor()) as cursor:
-            cursor.execute(statement)
+            self.within(connection, cursor.execute, statement)
 
     def read_to_end(self, cursor: Any) -> Any:
         # SQLAlchemy has read the first result set, and closes cursors without a look at the others

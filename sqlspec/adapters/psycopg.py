@@ -91,9 +91,6 @@ class PostgreSQLDriver(Driver):
 
     _config: PostgreSQLConfig
 
-    def __init__(self, config: PostgreSQLConfig) -> None:
-        self._config = config
-
     def url(self) -> URL:
         url = self._config.parsed_url.set(drivername=f"postgresql+{self.name}")
         return url.difference_update_query(["options"])
@@ -198,7 +195,7 @@ class Psycopg2(PostgreSQLDriver):
         # under autocommit psycopg2's own methods do nothing; 0 is libpq's PQTRANS_IDLE
         if connection.autocommit and connection.info.transaction_status != 0:
             with closing(connection.cursor()) as cursor:
-                cursor.execute(how.upper())
+                self.within(connection, cursor.execute, how.upper())
 
     def parse_json(self, connection: Any, enabled: bool) -> None:
         from psycopg2 import extras

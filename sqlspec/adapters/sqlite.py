@@ -141,9 +141,6 @@ class SQLite3(Driver):
 
     _config: SQLiteConnectionConfig
 
-    def __init__(self, config: SQLiteConnectionConfig) -> None:
-        self._config = config
-
     def missing(self) -> str | None:
         config = self._config
         if config.url is None and config.database is None:

@@ -165,9 +165,11 @@ class NoPoolSyncConfig(Frozen):
         autocommit: every statement commits by itself; nothing can be rolled back.
         echo: log the statements of sessions and engines to ``sqlalchemy.engine``; values only with
             ``instrumentation.log_parameters``.
-        connect_timeout: seconds to wait for a new connection. Drivers count whole seconds: fractions round up.
+        connect_timeout: seconds to wait for a new connection, name resolution and all hosts included.
             On SQLite, how long a statement waits for another writer's lock.
-        command_timeout: seconds that one statement may run on the server; ``None``: the server's own limit.
+        command_timeout: seconds that one statement may run on the server; ``None``: the server's own limit. A twentieth
+            later, and a tenth of a second, whoever waits for a statement or COMMIT of a server that hangs gets the
+            driver's error, and the connection is closed.
 
     Raises:
         ConfigError: an option is unknown, out of range or contradicts another.

@@ -2,8 +2,8 @@
 
 from sqlspec.pool.aio import AsyncFairQueuePool
 from sqlspec.pool.base import NestedCheckout
+from sqlspec.pool.deadlines import call_aside, checkout_deadline, seconds_left, within
 from sqlspec.pool.forks import tell_of_forks
-from sqlspec.pool.handover import checkout_deadline
 from sqlspec.pool.liveness import PING_AFTER
 from sqlspec.pool.places import Place
 from sqlspec.pool.queue import BEYOND_QUEUEPOOL, FairQueuePool
@@ -20,8 +20,11 @@ __all__ = [
     "Place",
     "PoolStats",
     "Timing",
+    "call_aside",
     "checkout_deadline",
     "follow_statements",
+    "seconds_left",
     "slot_of",
     "tell_of_forks",
+    "within",
 ]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn, Protocol
 
 from sqlspec.exceptions import ConnectionLost
-from sqlspec.pool.liveness import fileno_of
+from sqlspec.pool.sockets import fileno_of
 
 __all__ = ["Abandoned", "disarm", "has_file", "process_id", "refuse", "tell_of_forks"]
 

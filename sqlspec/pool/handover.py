@@ -8,12 +8,12 @@ import math
 import sys
 import time
 import weakref
-from contextvars import ContextVar
 from threading import get_ident
 from typing import Any
 
 from sqlspec.exceptions import PoolClosed, PoolTimeout
 from sqlspec.pool.base import SlotPool
+from sqlspec.pool.deadlines import checkout_deadline
 from sqlspec.pool.garbage import collect_garbage
 from sqlspec.pool.places import Mark, Owner
 from sqlspec.pool.proxy import Proxy, lent
@@ -22,10 +22,7 @@ from sqlspec.pool.stats import MANY
 from sqlspec.pool.threads import start_thread
 from sqlspec.pool.waiters import Waiter
 
-__all__ = ["HandOverPool", "checkout_deadline"]
-
-# Monotonic time at which the checkout under way must be over; None: the pool's own timeout decides.
-checkout_deadline: ContextVar[float | None] = ContextVar("checkout_deadline", default=None)
+__all__ = ["HandOverPool"]
 
 _CLOSED = "the pool is closed: open a new registry, or register the config again"
 _GAVE_UP = object()

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import select
-from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import exc
 from sqlalchemy.engine import Dialect
 
-__all__ = ["PING_AFTER", "Listener", "ask", "fileno_of"]
+from sqlspec.pool.deadlines import seconds_left, within
+from sqlspec.pool.sockets import fileno_of
+
+__all__ = ["PING_AFTER", "Listener", "ask"]
 
 # A connection that was in use so many seconds ago, and whose socket is quiet, is taken as alive.
 PING_AFTER = 30.0
+# Who does not answer within so many seconds is as good as dead: to connect anew takes less.
+_PATIENCE = 1.0
 
 
 class Listener:
@@ -36,23 +40,14 @@ class Listener:
 
 
 def ask(dialect: Dialect, connection: Any) -> None:
-    """Ask the server for a sign of life.
+    """Ask the server for a sign of life, and wait a second for it, or as long as the checkout may still take.
 
     Raises:
         sqlalchemy.exc.DisconnectionError: there is none.
     """
     try:
-        alive = dialect.do_ping(connection)
+        alive = within(connection, seconds_left(_PATIENCE), dialect.do_ping, connection)
     except dialect.loaded_dbapi.Error as error:
         raise exc.DisconnectionError("the server ended the connection") from error
     if not alive:
         raise exc.DisconnectionError("the connection does not answer")
-
-
-def fileno_of(connection: Any) -> Callable[[], int]:
-    """Return what tells the socket of a connection; asyncpg and asyncmy have it in a transport of asyncio's."""
-    connection = getattr(connection, "driver_connection", connection)
-    if hasattr(connection, "fileno"):
-        return connection.fileno  # type: ignore[no-any-return]  # drivers have no common type
-    transport = connection._transport
-    return lambda: int(transport.get_extra_info("socket").fileno())

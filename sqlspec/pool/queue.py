@@ -12,7 +12,8 @@ from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.pool.base import _ConnectionFairy
 
 from sqlspec.exceptions import PoolTimeout, SQLSpecError
-from sqlspec.pool.handover import HandOverPool, checkout_deadline
+from sqlspec.pool.deadlines import checkout_deadline
+from sqlspec.pool.handover import HandOverPool
 from sqlspec.pool.housekeeping import look_after
 from sqlspec.pool.places import Mark, Owner, Place, find_place, held_here, owner_of_thread, still_held
 from sqlspec.pool.reports import explain_timeout, holders, place_of, report_drop, report_leaks

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from sqlalchemy import exc
 from sqlalchemy.pool.base import _ConnectionFairy, _ConnectionRecord
 
+from sqlspec.exceptions import ConnectionTimeout
+from sqlspec.pool.deadlines import checkout_deadline
 from sqlspec.pool.forks import Abandoned, disarm, has_file
 from sqlspec.pool.liveness import Listener, ask
 from sqlspec.pool.places import Mark
@@ -156,6 +158,9 @@ class Slot(_ConnectionRecord):
         except exc.DisconnectionError as error:
             home.logger.info("Connection %r is dead, it is replaced (reason: %r)", self.dbapi_connection, error)
             self.invalidate(error)
+            deadline = checkout_deadline.get()
+            if deadline is not None and time.monotonic() >= deadline:
+                raise ConnectionTimeout("the server did not answer a ping in time", "ping") from error
             return self._connect_anew()
         return self.dbapi_connection
 

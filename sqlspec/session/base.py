@@ -105,7 +105,7 @@ class BaseSession:
         if self._in_transaction and not self._autocommit and not self._is_lost:
             self._require_own()
             try:
-                self._driver_connection.commit()
+                self._driver.within(self._driver_connection, self._driver_connection.commit)
             except BaseException as error:  # noqa: BLE001  # always raised again
                 self._uncommitted = True
                 self._fail(error)

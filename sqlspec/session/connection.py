@@ -124,9 +124,9 @@ class Connection:
 
     def _finish(self, how: Callable[[], object]) -> None:
         try:
-            how()
-        except asyncio.CancelledError as error:
-            self._cancelled(error)
+            self._driver.within(self._connection, how)
+        except (Exception, asyncio.CancelledError) as error:
+            self._failed(error, None)
             raise
         self._ended()
 
@@ -368,7 +368,11 @@ class Cursor:
                 connection._driver.schema_changes(connection._dialect)
             if connection._driver.is_async:
                 connection._driver.follow_schema(self._cursor, connection._dialect)
-            method(statement.text, *arguments, **options)
+            # many statements have the server's limit, each of them
+            if connection._driver.patience is None or method == self._cursor.executemany:
+                method(statement.text, *arguments, **options)
+            else:
+                connection._driver.within(connection._connection, method, statement.text, *arguments, **options)
             if statement.controls == "unseen" and connection._driver.is_async:
                 # asynchronous cursors have no nextset()
                 connection._driver.read_to_end(self._cursor)
@@ -383,7 +387,7 @@ class Cursor:
     def _fetch(self, method: Callable[..., Any], *arguments: Any) -> Any:
         self._connection._live()
         try:
-            return method(*arguments)
+            return self._connection._driver.within(self._connection._connection, method, *arguments)
         except StopIteration:
             raise
         except (Exception, asyncio.CancelledError) as error:

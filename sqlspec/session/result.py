@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 else:
     _Rows = IteratorResult
 
-__all__ = ["ClosedCursor", "DriverResult", "NoCursor", "columns_of"]
+__all__ = ["ClosedCursor", "DriverResult", "NoCursor", "WatchedCursor", "columns_of"]
 
 _NAME = operator.itemgetter(0)
 # the metadata of a statement without rows: every use of them raises SQLAlchemy's ResourceClosedError
@@ -75,6 +76,29 @@ class ClosedCursor:
         raise exc.ResourceClosedError(
             "This stream was closed with its transaction: read its rows before the end of it."
         )
+
+
+class WatchedCursor:
+    """Be the cursor of a stream whose rows are waited for no longer than the driver has patience."""
+
+    def __init__(self, cursor: Any, driver: Driver, connection: Any) -> None:
+        self._cursor = cursor
+        self._within = functools.partial(driver.within, connection)
+
+    def fetchone(self) -> Any:
+        return self._within(self._cursor.fetchone)
+
+    def fetchmany(self, *arguments: Any) -> Any:
+        return self._within(self._cursor.fetchmany, *arguments)
+
+    def fetchall(self) -> Any:
+        return self._within(self._cursor.fetchall)
+
+    def close(self) -> None:
+        self._within(self._cursor.close)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cursor, name)
 
 
 class Owner(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NoReturn, TypeVar, overload
+from typing import Any, NoReturn, TypeVar, cast, overload
 
 from sqlalchemy import CursorResult, Executable, Result, exc
 
@@ -16,7 +16,7 @@ from sqlspec.pool import forks
 from sqlspec.session.base import BaseSession
 from sqlspec.session.bulk import sequences_of
 from sqlspec.session.placeholders import PlaceholderError, Statement, bind, bind_rows, rows_of
-from sqlspec.session.result import DriverResult, NoCursor, columns_of
+from sqlspec.session.result import DriverResult, NoCursor, WatchedCursor, columns_of
 from sqlspec.session.savepoint import Savepoint
 
 __all__ = ["Session"]
@@ -204,6 +204,8 @@ class Session(BaseSession):
         return Savepoint(self, name=f"sqlspec_{self._savepoints}")
 
     def _open_stream(self, result: CursorResult[Any]) -> CursorResult[Any]:
+        if self._driver.patience is not None and result.cursor is not None:
+            result.cursor = cast("Any", WatchedCursor(result.cursor, self._driver, self._driver_connection))
         # on MySQL nothing else can run, not even COMMIT, before it is closed
         self._streams = [known for known in self._streams if not known._soft_closed and known is not result] + [result]
         return result
@@ -250,6 +252,9 @@ class Session(BaseSession):
                 self._driver.follow_schema(cursor, engine.dialect)
             if many:
                 changed = self._driver.execute_many(cursor, statement.text, parameters)
+            elif self._driver.patience is not None:
+                arguments = (statement.text,) if parameters is None else (statement.text, parameters)
+                self._driver.within(self._driver_connection, cursor.execute, *arguments)
             elif parameters is None:
                 cursor.execute(statement.text)
             else:

@@ -1,0 +1,205 @@
+"""Deadlines for what waits on a server that may hang: calls of a driver, and connecting."""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any, TypeVar, cast
+
+from sqlspec.pool.housekeeping import look_after
+from sqlspec.pool.sockets import Socket
+from sqlspec.pool.threads import start_thread
+
+__all__ = ["call_aside", "checkout_deadline", "seconds_left", "within"]
+
+R = TypeVar("R")
+
+_logger = logging.getLogger("sqlspec.pool")
+
+# Monotonic time at which the checkout under way must be over; None: the pool's own timeout decides.
+checkout_deadline: ContextVar[float | None] = ContextVar("checkout_deadline", default=None)
+
+# Seconds between two looks at the calls under way: a tenth of the shortest deadline, within these.
+_OFTEN, _RARELY = 0.02, 0.25
+# methods of drivers and dialects
+_NAMES = {
+    "execute": "a statement",
+    "do_execute": "a statement",
+    "do_execute_no_params": "a statement",
+    "query": "a statement",
+    "do_ping": "a ping",
+    "prepare": "the first statements",
+    "discard": "the reset of its session",
+    "fetchone": "a request for rows",
+    "fetchmany": "a request for rows",
+    "fetchall": "a request for rows",
+}
+_CUT = object()
+_GAVE_UP = object()
+
+
+def seconds_left(limit: float) -> float:
+    """Return the seconds that are left of the checkout under way, up to a limit; a moment at least."""
+    deadline = checkout_deadline.get()
+    return limit if deadline is None else min(limit, max(0.001, deadline - time.monotonic()))
+
+
+class _Call:
+    """Be a call that must be over at a moment of the monotonic clock."""
+
+    __slots__ = ("deadline", "is_cut", "socket")
+
+    def __init__(self, socket: Socket, deadline: float) -> None:
+        self.socket = socket
+        self.deadline = deadline
+        # made by who cuts it
+        self.is_cut: threading.Event | None = None
+
+
+class _Watch:
+    """Look at the calls under way from time to time, in the housekeeping thread, and cut those that are late.
+
+    A call costs two steps on a dictionary, each of them atomic: whoever takes it out, its caller or the watch, decides
+    how it ends.
+    """
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Know of no call; in a child process, those are its parent's."""
+        self._calls: dict[_Call, None] = {}
+        self._is_watched = False
+        self._pause = _RARELY
+
+    def within(self, connection: Any, seconds: float, work: Callable[..., R], *arguments: Any, **options: Any) -> R:
+        socket = _socket_of(connection)
+        if socket is None:
+            return work(*arguments, **options)
+        call, failure = _Call(socket, time.monotonic() + seconds), None
+        try:
+            self._calls[call] = None
+            # looked at after that: who stops watching says so first, and looks at the calls then
+            if not self._is_watched or seconds < 10 * self._pause:
+                self._watch(seconds)
+            return work(*arguments, **options)
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            # No interrupt comes before the call is taken out. (Python looks for them after calls, and this is one.)
+            if self._calls.pop(call, _CUT) is _CUT:
+                _follow_cut(call, failure, f"the server gave no answer to {_name(work)} within {seconds:.3g} s")
+            failure = None
+
+    def _watch(self, seconds: float) -> None:
+        self._pause = min(self._pause, max(_OFTEN, seconds / 10))
+        self._is_watched = True
+        look_after(self, self._pause)
+
+    def keep_house(self) -> float | None:
+        """Cut the calls that are late; return the seconds to the next look, None where there is no call."""
+        self._is_watched = False
+        if not self._calls:
+            return None
+        self._is_watched = True
+        now, pause = time.monotonic(), self._pause
+        for call in list(self._calls):
+            if call.deadline > now:
+                pause = min(pause, call.deadline - now)
+                continue
+            call.is_cut = threading.Event()
+            if self._calls.pop(call, _CUT) is not _CUT:
+                _cut(call)
+        return pause
+
+
+def _socket_of(connection: Any) -> Socket | None:
+    try:
+        return Socket(connection)
+    except Exception:  # noqa: BLE001  # there is none, or it is closed, which each driver says in its own class
+        return None
+
+
+def _cut(call: _Call) -> None:
+    try:
+        call.socket.shut_down()
+    except OSError:
+        # the other side has ended it at the same moment
+        _logger.info("a call that is late could not be ended", exc_info=True)
+    finally:
+        cast("threading.Event", call.is_cut).set()
+
+
+def _follow_cut(call: _Call, failure: BaseException | None, problem: str) -> None:
+    # until then the number of the socket must not become another one's
+    cast("threading.Event", call.is_cut).wait()
+    if isinstance(failure, Exception):
+        _tell(failure, f"{problem}, and the connection was shut down")
+
+
+def _name(work: Callable[..., Any]) -> str:
+    name = getattr(work, "__name__", "")
+    return name.upper() if name in {"commit", "rollback"} else _NAMES.get(name, "a call")
+
+
+def _tell(error: Exception, told: str) -> None:
+    """Say in the driver's error why the connection is lost."""
+    if error.args and isinstance(error.args[-1], str):
+        error.args = (*error.args[:-1], f"{error.args[-1].rstrip()}\n{told}")
+    else:
+        error.add_note(f"sqlspec: {told}")
+
+
+_watch = _Watch()
+within = _watch.within
+os.register_at_fork(after_in_child=_watch.begin)
+
+
+def call_aside(seconds: float, work: Callable[[], R], undo: Callable[[R], object]) -> R:
+    """Call something in a thread of its own, for which nobody waits longer than so many seconds.
+
+    What it returns too late is undone there.
+
+    Raises:
+        TimeoutError: it is late.
+    """
+    decision: dict[str, Any] = {}
+    is_over = threading.Event()
+
+    def run() -> None:
+        outcome: tuple[Any, BaseException | None]
+        try:
+            outcome = work(), None
+        except BaseException as error:  # noqa: BLE001  # it is raised by the caller
+            outcome = None, error
+        if decision.setdefault("outcome", outcome) is not outcome and outcome[1] is None:
+            undo(outcome[0])
+        is_over.set()
+
+    try:
+        if not start_thread("sqlspec-connecting", contextvars.copy_context().run, run):
+            run()
+        is_over.wait(seconds)
+    except BaseException:
+        late = decision.setdefault("outcome", _GAVE_UP)
+        if late is not _GAVE_UP and late[1] is None:
+            undo(late[0])
+        raise
+    outcome = decision.setdefault("outcome", _GAVE_UP)
+    if outcome is _GAVE_UP:
+        raise TimeoutError
+    result, failure = cast("tuple[R, BaseException | None]", outcome)
+    if failure is not None:
+        try:
+            raise failure
+        finally:
+            # the error holds this frame; it must not hold the error
+            del failure, outcome
+            decision.clear()
+    return result

@@ -1,0 +1,297 @@
+"""Servers that hang: every call ends, and says how."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import exc
+
+from sqlspec import ConnectionTimeout, SQLSpec
+from sqlspec.pool import call_aside, within
+from tests.conftest import Database
+from tests.proxy import BlackHole
+from tests.servers import wait_until
+
+on_servers = pytest.mark.parametrize("database", ["postgresql", "psycopg", "mariadb"], indirect=True)
+ROWS = {
+    "postgresql": "SELECT n FROM generate_series(1, 100000) AS n",
+    "mariadb": "SELECT seq FROM seq_1_to_100000",
+}
+
+
+@pytest.fixture
+def hole(database: Database) -> Iterator[BlackHole]:
+    with BlackHole(database.server.port) as hole:
+        yield hole
+
+
+@pytest.fixture
+def limited(any_spec: Any, database: Database, hole: BlackHole) -> Any:
+    """The registry, whose "limited" goes through the hole."""
+    any_spec.register_config(
+        database.config(port=hole.port, command_timeout=0.3, pool_size=2, max_overflow=0), "limited"
+    )
+    return any_spec
+
+
+def execute(spec: Any, swallow: Callable[[], None]) -> None:
+    with spec.get_session("limited") as session:
+        session.execute("SELECT 1")
+        swallow()
+        session.execute("SELECT 2")
+
+
+def execute_watched(spec: Any, swallow: Callable[[], None]) -> None:
+    with spec.get_session("limited") as session:
+        session.execute(sa.text("SELECT 1"))
+        swallow()
+        session.execute(sa.text("SELECT 2"))
+
+
+def commit(spec: Any, swallow: Callable[[], None]) -> None:
+    with spec.get_session("limited") as session:
+        session.execute("SELECT 1")
+        swallow()
+
+
+def commit_of_sqlalchemy(spec: Any, swallow: Callable[[], None]) -> None:
+    with spec.get_session("limited") as session:
+        session.execute(sa.text("SELECT 1"))
+        swallow()
+
+
+def execute_on_a_cursor(spec: Any, swallow: Callable[[], None]) -> None:
+    with spec.get_connection("limited") as connection:
+        cursor = connection.cursor()
+        cursor.execute("SELECT 1")
+        swallow()
+        cursor.execute("SELECT 2")
+
+
+def commit_of_a_connection(spec: Any, swallow: Callable[[], None]) -> None:
+    with spec.get_connection("limited") as connection:
+        connection.cursor().execute("SELECT 1")
+        swallow()
+        connection.commit()
+
+
+WAYS = [execute, execute_watched, commit, commit_of_sqlalchemy, execute_on_a_cursor, commit_of_a_connection]
+
+
+@on_servers
+@pytest.mark.parametrize("way", WAYS)
+def test_a_call_that_is_swallowed_ends_and_says_so(
+    limited: Any, hole: BlackHole, way: Callable[[Any, Callable[[], None]], None]
+) -> None:
+    what = "COMMIT|a call" if "commit" in way.__name__ else "a statement"
+    errors = limited.get_engine("limited").dialect.loaded_dbapi
+    begin = time.monotonic()
+    with pytest.raises((exc.DBAPIError, errors.Error), match=f"no answer to ({what}) within") as caught:
+        way(limited, hole.swallow)
+    assert time.monotonic() - begin < 10
+    if isinstance(caught.value, exc.DBAPIError):
+        assert caught.value.connection_invalidated
+    assert hole.count >= 1
+    # who comes next has a connection that works
+    with limited.get_session("limited") as session:
+        assert session.execute("SELECT 3").scalar_one() == 3
+    stats = limited.get_pool_stats("limited")
+    assert (stats.checked_out, stats.disconnects) == (0, 1)
+
+
+@on_servers
+def test_a_rollback_that_is_swallowed_hides_no_error_and_ends(limited: Any, hole: BlackHole) -> None:
+    with pytest.raises(ZeroDivisionError) as caught, limited.get_session("limited") as session:
+        session.execute("SELECT 1")
+        hole.swallow()
+        _ = 1 / 0
+    assert "no answer to" in "\n".join(caught.value.__notes__)
+    with limited.get_session("limited") as session:
+        assert session.execute("SELECT 3").scalar_one() == 3
+
+
+@on_servers
+def test_a_stream_that_is_swallowed_ends(spec: SQLSpec, database: Database, hole: BlackHole) -> None:
+    spec.register_config(database.config(port=hole.port, command_timeout=0.3), "limited")
+    with (
+        pytest.raises(exc.DBAPIError, match="no answer to a request for rows"),
+        spec.get_session("limited") as session,
+    ):
+        for number, _ in enumerate(session.stream(ROWS[database.name], chunk_size=10)):
+            if number == 15:
+                hole.swallow()
+
+
+@on_servers
+def test_an_idle_connection_that_is_swallowed_costs_a_ping_and_a_connect(limited: Any, hole: BlackHole) -> None:
+    with limited.get_session("limited") as session:
+        session.execute("SELECT 1")
+    limited._get_pool("limited")._ping_after = 0.0
+    hole.swallow()
+    begin = time.monotonic()
+    with limited.get_session("limited", timeout=5) as session:
+        assert session.execute("SELECT 2").scalar_one() == 2
+    assert 1 <= time.monotonic() - begin < 5
+    assert limited.get_pool_stats("limited").created == 2
+
+
+@on_servers
+@pytest.mark.parametrize("timeout", [0.3, 1.4])
+def test_one_deadline_goes_over_ping_and_connect(limited: Any, hole: BlackHole, timeout: float) -> None:
+    with limited.get_session("limited") as session:
+        session.execute("SELECT 1")
+    limited._get_pool("limited")._ping_after = 0.0
+    hole.swallows_all = True
+    begin = time.monotonic()
+    with pytest.raises(ConnectionTimeout) as caught, limited.get_session("limited", timeout=timeout) as session:
+        session.execute("SELECT 2")
+    assert caught.value.phase == ("ping" if timeout < 1 else "connect")
+    assert time.monotonic() - begin < timeout + 3
+    hole.swallows_all = False
+    with limited.get_session("limited") as session:
+        assert session.execute("SELECT 2").scalar_one() == 2
+
+
+@on_servers
+def test_connecting_may_take_less_than_a_second(any_spec: Any, database: Database, hole: BlackHole) -> None:
+    hole.swallows_all = True
+    any_spec.register_config(database.config(port=hole.port, connect_timeout=0.2), "short")
+    with (
+        pytest.raises(exc.OperationalError, match=r"took longer than 0\.2 s"),
+        any_spec.get_session("short") as session,
+    ):
+        session.execute("SELECT 1")
+    assert any_spec.get_pool_stats("short").failed_connects == 1
+
+
+@on_servers
+def test_what_connects_too_late_is_closed(spec: SQLSpec, database: Database, hole: BlackHole) -> None:
+    def slow_password() -> str:
+        is_asked.set()
+        go_on.wait(20)
+        return database.config().reveal_password() or ""
+
+    is_asked, go_on = threading.Event(), threading.Event()
+    # those of the tests before are gone
+    spec._get_pool("primary").dispose()
+    wait_until(lambda: not database.server.connections())
+    with SQLSpec() as registry:
+        registry.register_config(database.config(password=slow_password, connect_timeout=0.2))
+        with pytest.raises(exc.OperationalError, match="took longer"), registry.get_session() as session:
+            session.execute("SELECT 1")
+        assert is_asked.is_set()
+        go_on.set()
+        with registry.get_session() as session:
+            assert session.execute("SELECT 1").scalar_one() == 1
+        wait_until(lambda: len(database.server.connections()) == 1)
+
+
+# -- the watch itself
+
+
+class Line:
+    """Be a connection whose calls wait for the other end."""
+
+    def __init__(self) -> None:
+        self.ours, self.theirs = socket.socketpair()
+
+    def fileno(self) -> int:
+        return self.ours.fileno()
+
+    def wait(self) -> str:
+        if not self.ours.recv(1):
+            raise OSError("the line is dead")
+        return "answered"
+
+    def answer(self) -> None:
+        # the other end may be gone
+        with contextlib.suppress(OSError):
+            self.theirs.send(b"x")
+
+    def close(self) -> None:
+        for end in (self.ours, self.theirs):
+            end.close()
+
+
+def test_a_call_is_cut_or_answered_and_never_both() -> None:
+    outcomes: list[str] = []
+    for seed in range(150):
+        line = Line()
+        answers = threading.Timer(random.Random(seed).uniform(0.0, 0.08), line.answer)  # noqa: S311  # no secret
+        answers.start()
+        try:
+            outcomes.append(within(line, 0.04, line.wait))
+        except OSError as error:
+            outcomes.append(str(error))
+        answers.join()
+        if outcomes[-1] == "answered" and is_alive(line):
+            # it may have been cut at the same moment; if not, nobody cuts it afterwards
+            line.answer()
+            assert line.wait() == "answered"
+        line.close()
+    assert {"answered"} < set(outcomes)
+    assert all(outcome == "answered" or "no answer to a call within 0.04 s" in outcome for outcome in outcomes)
+
+
+@pytest.fixture
+def line() -> Iterator[Line]:
+    line = Line()
+    yield line
+    line.close()
+
+
+def is_alive(line: Line) -> bool:
+    try:
+        line.ours.settimeout(0)
+        return line.ours.recv(1) != b""
+    except BlockingIOError:
+        return True
+    finally:
+        line.ours.settimeout(None)
+
+
+def test_a_socket_that_another_has_by_now_is_left_alone(line: Line) -> None:
+    other: list[socket.socket] = []
+
+    def lose_it() -> None:
+        number = line.ours.detach()
+        socket.close(number)
+        other.extend(socket.socketpair())
+        assert number in {end.fileno() for end in other}
+        time.sleep(0.5)
+
+    within(line, 0.1, lose_it)
+    other[0].send(b"z")
+    assert other[1].recv(1) == b"z"
+    for end in other:
+        end.close()
+
+
+def test_an_interrupt_leaves_no_call_behind(line: Line) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        within(line, 0.1, interrupt)
+    time.sleep(0.5)
+    assert is_alive(line)
+
+
+def test_what_is_called_aside_returns_and_raises_as_called() -> None:
+    assert call_aside(5, lambda: 7, print) == 7
+    with pytest.raises(ZeroDivisionError):
+        call_aside(5, lambda: 1 // 0, print)
+    undone: list[int] = []
+    go_on = threading.Event()
+    with pytest.raises(TimeoutError):
+        call_aside(0.05, lambda: go_on.wait(20) and 8, undone.append)
+    go_on.set()
+    wait_until(lambda: undone == [8])
