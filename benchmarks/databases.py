@@ -14,30 +14,37 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from sqlspec.adapters import MySQLConfig, PostgreSQLConfig, SQLiteConfig
 from tests.servers import PASSWORD, MariaDBServer, PostgreSQLServer
 
-__all__ = ["databases"]
+__all__ = ["databases", "servers"]
 
 
 @contextmanager
 def databases(*wanted: str) -> Iterator[dict[str, Any]]:
     """Start these of postgresql, mariadb and sqlite; return their configs by name, and stop them at the end."""
+    with servers(*wanted) as started:
+        yield {name: config for name, (_, config) in started.items()}
+
+
+@contextmanager
+def servers(*wanted: str) -> Iterator[dict[str, tuple[Any, Any]]]:
+    """Start them, and return each with its config; of SQLite there is no server."""
     with tempfile.TemporaryDirectory(prefix="sqlspec-") as folder:
-        servers = {
-            "postgresql": (PostgreSQLServer(Path(folder) / "postgresql"), PostgreSQLConfig, "postgres"),
-            "mariadb": (MariaDBServer(Path(folder) / "mariadb"), MySQLConfig, "app"),
+        kinds = {
+            "postgresql": (PostgreSQLServer, PostgreSQLConfig, "postgres"),
+            "mariadb": (MariaDBServer, MySQLConfig, "app"),
         }
-        configs: dict[str, Any] = {}
-        started = []
+        started: dict[str, tuple[Any, Any]] = {}
         try:
             for name in wanted:
                 if name == "sqlite":
-                    configs[name] = SQLiteConfig(database=str(Path(folder) / "bench.db"))
+                    started[name] = (None, SQLiteConfig(database=str(Path(folder) / "bench.db")))
                     continue
-                server, kind, database = servers[name]
+                kind, config, database = kinds[name]
+                server = kind(Path(folder) / name)
                 server.start()
-                started.append(server)
                 place = {"host": "127.0.0.1", "port": server.port, "username": "app", "password": PASSWORD}
-                configs[name] = kind(**place, database=database)
-            yield configs
+                started[name] = (server, config(**place, database=database))
+            yield started
         finally:
-            for server in started:
-                server.stop()
+            for server, _ in started.values():
+                if server is not None:
+                    server.stop()

@@ -11,43 +11,34 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import contextlib
-import sys
-import tempfile
 import threading
 import time
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from databases import servers
 from sqlalchemy import exc
 
 from sqlspec import ConnectionTimeout, SQLSpec, SQLSpecError
-from sqlspec.adapters import MySQLConfig, PostgreSQLConfig
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 from tests.proxy import BlackHole
-from tests.servers import PASSWORD, MariaDBServer, PostgreSQLServer, Server, wait_until
+from tests.servers import PASSWORD, Server, wait_until
 
 LIMIT = 2.0
 BAR, HEALED = 2.5, 1.0
 AT_ONCE = 10
 
 
-def config_of(server: Server, port: int, **options: Any) -> PostgreSQLConfig | MySQLConfig:
-    kind = MySQLConfig if isinstance(server, MariaDBServer) else PostgreSQLConfig
-    database = "app" if kind is MySQLConfig else "postgres"
-    place = {"host": "127.0.0.1", "port": port, "database": database, "username": "app", "password": PASSWORD}
-    return kind(**{**place, "command_timeout": LIMIT, "pool_size": 2, "max_overflow": 0, **options})
+def limited(config: Any, **options: Any) -> Any:
+    return config.model_copy(update={"command_timeout": LIMIT, "pool_size": 2, "max_overflow": 0, **options})
 
 
-def trial(server: Server, is_stale: bool, is_stock: bool) -> tuple[float, float, str]:
+def trial(config: Any, is_stale: bool, is_stock: bool) -> tuple[float, float, str]:
     """Return the seconds until the call ended, those until the pool served again, and what was said."""
-    with BlackHole(server.port) as hole, SQLSpec() as spec:
-        config = config_of(server, hole.port)
-        spec.register_config(config)
+    with BlackHole(config.port) as hole, SQLSpec() as spec:
+        spec.register_config(limited(config, port=hole.port))
         if is_stock:
-            return stock_trial(spec.get_engine(), config, hole, is_stale)
+            return stock_trial(spec.get_engine(), hole, is_stale)
         with spec.get_session() as session:
             session.execute("SELECT 1")
         if is_stale:
@@ -69,7 +60,7 @@ def trial(server: Server, is_stale: bool, is_stock: bool) -> tuple[float, float,
         return ended, time.monotonic() - begin, said
 
 
-def stock_trial(engine: sa.Engine, config: Any, hole: BlackHole, is_stale: bool) -> tuple[float, float, str]:
+def stock_trial(engine: sa.Engine, hole: BlackHole, is_stale: bool) -> tuple[float, float, str]:
     url = engine.url.set(password=PASSWORD)
     stock = sa.create_engine(url, pool_pre_ping=is_stale, connect_args={"connect_timeout": 2})
     with stock.connect() as connection:
@@ -88,23 +79,23 @@ def stock_trial(engine: sa.Engine, config: Any, hole: BlackHole, is_stale: bool)
     return time.monotonic() - begin, 0.0, "ended" if is_over.is_set() else "still waiting after 10 s"
 
 
-def swallow(server: Server, trials: int, is_stock: bool) -> bool:
+def swallow(name: str, config: Any, trials: int, is_stock: bool) -> bool:
     holds = True
     for is_stale in (False, True):
         with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as threads:
-            outcomes = list(threads.map(lambda _, stale=is_stale: trial(server, stale, is_stock), range(trials)))
+            outcomes = list(threads.map(lambda _, stale=is_stale: trial(config, stale, is_stock), range(trials)))
         ended, healed = max(o[0] for o in outcomes), max(o[1] for o in outcomes)
         what = "idle for longer than ping_after" if is_stale else "just used"
         said = dict(Counter(o[2] for o in outcomes))
-        print(f"{type(server).__name__:17} {what:32} ended within {ended:.2f} s, healed within {healed:.3f} s, {said}")
+        print(f"{name:10} {what:32} ended within {ended:.2f} s, healed within {healed:.3f} s, {said}")
         holds &= ended <= BAR and healed <= HEALED and not any("unexplained" in o[2] for o in outcomes)
     return holds
 
 
-def freeze(server: Server, seconds: float) -> bool:
+def freeze(name: str, server: Server, config: Any, seconds: float) -> bool:
     """Stop a whole server beneath 200 callers."""
     with SQLSpec() as spec:
-        spec.register_config(config_of(server, server.port, pool_size=10, connect_timeout=LIMIT))
+        spec.register_config(limited(config, pool_size=10, connect_timeout=LIMIT))
         with concurrent.futures.ThreadPoolExecutor(10) as threads:
             list(threads.map(lambda _: ask(spec), range(20)))
         server.freeze()
@@ -125,7 +116,7 @@ def freeze(server: Server, seconds: float) -> bool:
         open_there = len(server.connections())
     # who waits for a statement has waited for its connection before
     print(
-        f"{type(server).__name__:17} frozen for {seconds:.0f} s: {len(calls)} calls, at most {max(calls)[0]:.2f} s; "
+        f"{name:10} frozen for {seconds:.0f} s: {len(calls)} calls, at most {max(calls)[0]:.2f} s; "
         f"served {healed:.2f} s after the thaw, {open_there} connections at the server; "
         f"{dict(Counter(said for _, said in calls))}"
     )
@@ -152,18 +143,12 @@ def main() -> int:
     parser.add_argument("--freeze", type=float, default=0.0, metavar="SECONDS", help="30 for the figure")
     options = parser.parse_args()
     holds = True
-    for kind in (PostgreSQLServer, MariaDBServer):
-        with tempfile.TemporaryDirectory(prefix="sqlspec-") as folder:
-            Path(folder).chmod(0o755)
-            server = kind(Path(folder) / "server")
-            server.start()
-            try:
-                if options.freeze:
-                    holds &= freeze(server, options.freeze)
-                else:
-                    holds &= swallow(server, options.trials, options.pool == "stock")
-            finally:
-                server.stop()
+    with servers("postgresql", "mariadb") as started:
+        for name, (server, config) in started.items():
+            if options.freeze:
+                holds &= freeze(name, server, config, options.freeze)
+            else:
+                holds &= swallow(name, config, options.trials, options.pool == "stock")
     print("every bar holds" if holds else "a bar does not hold")
     return 0 if holds else 1
 

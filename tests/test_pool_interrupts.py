@@ -257,17 +257,19 @@ def test_openers_leave_no_thread_behind(driver: ScriptedDriver) -> None:
     wait_until(lambda: not any(thread.name.startswith(tuple(ours)) for thread in threading.enumerate()))
 
 
-def test_a_connection_dropped_by_an_interrupted_finaliser_comes_back_when_it_is_needed(
-    driver: ScriptedDriver, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pool = FairQueuePool(driver.connect, pool_size=1, max_overflow=0, timeout=5)
+def drop_unnoticed(pool: FairQueuePool) -> None:
+    """Drop a connection as if Python had swallowed an interrupt at the first step of its finaliser."""
     held: Any = pool.connect()
     ref = held._connection_record.fairy_ref
-    # as if Python had swallowed an interrupt at its first step
     slot = lent.pop(ref)
     del held
     gc.collect()
     lent[ref] = slot
+
+
+def test_a_connection_dropped_by_an_interrupted_finaliser_comes_back_when_it_is_needed(driver: ScriptedDriver) -> None:
+    pool = FairQueuePool(driver.connect, pool_size=1, max_overflow=0, timeout=5)
+    drop_unnoticed(pool)
     pool.connect().close()
     assert pool.stats().created == 1
 
@@ -276,13 +278,7 @@ def test_a_connection_whose_finaliser_was_interrupted_is_found_by_who_looks_at_t
     driver: ScriptedDriver,
 ) -> None:
     pool = FairQueuePool(driver.connect, pool_size=1, max_overflow=0)
-    held: Any = pool.connect()
-    ref = held._connection_record.fairy_ref
-    # as above
-    slot = lent.pop(ref)
-    del held
-    gc.collect()
-    lent[ref] = slot
+    drop_unnoticed(pool)
     assert pool.checkedout() == 1
     stats = pool.stats()
     assert (stats.checked_out, stats.checked_in, stats.dropped) == (0, 1, 1)

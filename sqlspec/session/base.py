@@ -15,7 +15,7 @@ from sqlspec.adapters import Driver, TransactionOptions
 from sqlspec.engine import adopt_transaction, borrow, discard, wanted_autocommit
 from sqlspec.exceptions import PoolClosed
 from sqlspec.pool import forks, slot_of
-from sqlspec.session.recovery import recover
+from sqlspec.session.recovery import clean_up_after, recover
 from sqlspec.session.result import ClosedCursor
 
 __all__ = ["BaseSession", "Source"]
@@ -307,19 +307,12 @@ class BaseSession:
             if error is None:
                 self.commit()
         except BaseException as failure:
-            self._close_after(failure)
+            clean_up_after(failure, "the rollback", self.close)
             raise
         if error is None:
             self.close()
         else:
-            self._close_after(error)
-
-    def _close_after(self, error: BaseException) -> None:
-        """Close without hiding the error that ended the block; a second one becomes a note on it."""
-        try:
-            self.close()
-        except Exception as second:  # noqa: BLE001  # the first error is the one to see
-            error.add_note(f"sqlspec: the rollback failed as well: {type(second).__name__}: {second}")
+            clean_up_after(error, "the rollback", self.close)
 
     # -- errors
 

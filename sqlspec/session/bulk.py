@@ -11,6 +11,7 @@ from sqlalchemy import Executable
 
 from sqlspec.adapters.loading import Position, RowProblem, checked
 from sqlspec.exceptions import LoadError
+from sqlspec.session.recovery import clean_up_after
 
 if TYPE_CHECKING:
     from sqlspec.session.aio import AsyncSession
@@ -149,19 +150,11 @@ def _copy(
     except LoadError as error:
         cause, position = error.__cause__ or error, error.position
         failed = LoadError(table, cause, None if position is None else committed + position, committed)
-        _roll_back_after(failed, target)
+        clean_up_after(failed, "the rollback", target.rollback)
         raise failed from cause
     except BaseException as error:
         perhaps = f", and perhaps {under_way} more, whose COMMIT was under way" if under_way else ""
         error.add_note(f"sqlspec: {committed} rows are committed in {table}{perhaps}")
-        _roll_back_after(error, target)
+        clean_up_after(error, "the rollback", target.rollback)
         raise
     return committed
-
-
-def _roll_back_after(error: BaseException, target: Session) -> None:
-    """Roll back without hiding the error that ended the copy; a second one becomes a note on it."""
-    try:
-        target.rollback()
-    except Exception as second:  # noqa: BLE001  # the first error is the one to see
-        error.add_note(f"sqlspec: the rollback failed as well: {type(second).__name__}: {second}")

@@ -369,7 +369,7 @@ class Cursor:
             if connection._driver.is_async:
                 connection._driver.follow_schema(self._cursor, connection._dialect)
             # many statements have the server's limit, each of them
-            if connection._driver.patience is None or method == self._cursor.executemany:
+            if method == self._cursor.executemany:
                 method(statement.text, *arguments, **options)
             else:
                 connection._driver.within(connection._connection, method, statement.text, *arguments, **options)

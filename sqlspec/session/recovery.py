@@ -1,15 +1,16 @@
-"""What is done for a connection whose statement was cancelled."""
+"""What is done after something has failed, or was cancelled."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from sqlspec.adapters import Driver
 
-__all__ = ["recover"]
+__all__ = ["clean_up_after", "recover"]
 
 # Seconds in which the database must have ended a statement whose task was cancelled.
 _PATIENCE = 5.0
@@ -23,3 +24,11 @@ def recover(driver: Driver, connection: Any, cursor: Any) -> bool:
     except (Exception, asyncio.CancelledError):  # noqa: BLE001  # the connection is closed, the cancellation goes on
         return False
     return recovered
+
+
+def clean_up_after(error: BaseException, what: str, work: Callable[[], object]) -> None:
+    """Do this without hiding the first error, which is the one to see; a second one becomes a note on it."""
+    try:
+        work()
+    except Exception as second:  # noqa: BLE001  # told with the first one
+        error.add_note(f"sqlspec: {what} failed as well: {type(second).__name__}: {second}")

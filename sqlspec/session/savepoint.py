@@ -7,6 +7,8 @@ from typing import Any, Protocol, Self
 
 from sqlalchemy import NestedTransaction, exc
 
+from sqlspec.session.recovery import clean_up_after
+
 __all__ = ["Savepoint"]
 
 
@@ -82,7 +84,4 @@ class Savepoint:
             if self._active:
                 self.commit()
             return
-        try:
-            self.rollback()
-        except Exception as second:  # noqa: BLE001  # the first error is the one to see
-            error.add_note(f"sqlspec: ROLLBACK TO SAVEPOINT failed as well: {type(second).__name__}: {second}")
+        clean_up_after(error, "ROLLBACK TO SAVEPOINT", self.rollback)
