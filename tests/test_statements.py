@@ -48,6 +48,8 @@ def test_an_error_late_in_a_procedure_is_that_of_its_cursor(any_spec: Any) -> No
         session.execute(
             "CREATE PROCEDURE fail_late() BEGIN SELECT 1; SIGNAL SQLSTATE '45000' SET message_text = 'late'; END"
         )
+        session.execute("DROP PROCEDURE IF EXISTS two_results")
+        session.execute("CREATE PROCEDURE two_results() BEGIN SELECT 1 UNION SELECT 2; SELECT 3; END")
     errors = any_spec.get_engine("primary").dialect.loaded_dbapi
     with any_spec.get_connection("primary") as connection:
         cursor = connection.cursor()
@@ -56,6 +58,10 @@ def test_an_error_late_in_a_procedure_is_that_of_its_cursor(any_spec: Any) -> No
             # asynchronous cursors have none
             cursor.nextset()
         connection.rollback()
+        cursor = connection.cursor()
+        cursor.execute("CALL two_results()")
+        assert list(cursor.fetchall()) == [(1,), (2,)]
+        cursor.close()
         cursor = connection.cursor()
         cursor.execute("SELECT 'mine'")
         assert cursor.fetchone() == ("mine",)
@@ -119,3 +125,15 @@ def test_a_change_of_the_schema_reaches_statements_that_are_prepared(
                 await connection.commit()
 
     asyncio.run(main())
+
+
+@watched
+@pytest.mark.parametrize("database", ["mariadb"], indirect=True)
+@pytest.mark.parametrize("end", ["INSERT INTO users (name) VALUES ('one')", "SELECT 7"])
+def test_what_comes_after_the_rows_of_a_procedure_takes_none_of_them_away(
+    any_spec: Any, is_watched: bool, end: str
+) -> None:
+    with watch(any_spec, is_watched).get_session("primary") as session:
+        result = session.execute(f"BEGIN NOT ATOMIC SELECT 1 UNION SELECT 2 UNION SELECT 3; {end}; END")
+        assert result.rowcount == 3
+        assert [result.fetchone() for _ in range(4)] == [(1,), (2,), (3,), None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ __all__ = [
     "ISOLATION_LEVELS",
     "Driver",
     "Language",
+    "ReadCursor",
     "Syntax",
     "TLSMode",
     "TransactionOptions",
@@ -44,6 +46,26 @@ class TransactionOptions:
 
     isolation_level: str | None = None
     read_only: bool = False
+
+
+class ReadCursor:
+    """Be a cursor all of whose rows have been read."""
+
+    def __init__(self, cursor: Any) -> None:
+        self._rows = iter(cursor.fetchall())
+        self.description, self.rowcount, self.lastrowid = cursor.description, cursor.rowcount, cursor.lastrowid
+
+    def fetchone(self) -> Any:
+        return next(self._rows, None)
+
+    def fetchmany(self, size: int = 1) -> list[Any]:
+        return list(itertools.islice(self._rows, size))
+
+    def fetchall(self) -> list[Any]:
+        return list(self._rows)
+
+    def close(self) -> None:
+        self._rows = iter(())
 
 
 class Driver(ABC):
@@ -155,6 +177,10 @@ class Driver(ABC):
         is lost: the next statement would get it otherwise, or its error.
         """
         return cursor
+
+    def skip_further(self, cursor: Any) -> None:
+        """Read what a procedure returned behind the rows of an asynchronous cursor, which cannot ask for it."""
+        return
 
     def note(self, error: BaseException, dialect: Dialect, connection: Any) -> None:
         """Learn from an error of an asynchronous statement which plans are too old."""

@@ -17,7 +17,7 @@ from uuid import UUID
 from pydantic import Field, model_validator
 from sqlalchemy import URL
 
-from sqlspec.adapters.driver import Driver, TLSMode, TransactionOptions, check_tls_ca, whole_seconds
+from sqlspec.adapters.driver import Driver, ReadCursor, TLSMode, TransactionOptions, check_tls_ca, whole_seconds
 from sqlspec.adapters.loading import Converters, Target, value_of
 from sqlspec.config.base import PoolConfig, SyncDatabaseConfig
 from sqlspec.exceptions import ConfigError
@@ -363,6 +363,12 @@ class Asyncmy(_MySQLDriver):
             self.within(connection, cursor.execute, statement)
 
     def read_to_end(self, cursor: Any) -> Any:
+        # what SQLAlchemy says of the first result set it asks asyncmy for, which would tell of the last one
+        first = ReadCursor(cursor)
+        self.skip_further(cursor)
+        return first
+
+    def skip_further(self, cursor: Any) -> None:
         # SQLAlchemy has read the first result set, and closes cursors without a look at the others
         further = cursor._cursor
 
@@ -371,7 +377,6 @@ class Asyncmy(_MySQLDriver):
                 pass
 
         cursor._adapt_connection.run_async(read)
-        return cursor
 
     def discard(self, connection: Any) -> bool:
         # asyncmy has neither COM_CHANGE_USER nor COM_RESET_CONNECTION

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
-from itertools import chain, islice
+from itertools import chain
 from time import monotonic, sleep
 from typing import Any, ClassVar, Literal
 from uuid import UUID
@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from sqlalchemy import URL
 from sqlalchemy.engine import Dialect
 
-from sqlspec.adapters.driver import Driver, TransactionOptions
+from sqlspec.adapters.driver import Driver, ReadCursor, TransactionOptions
 from sqlspec.adapters.loading import Converters, Target, value_of
 from sqlspec.config.base import NoPoolSyncConfig, SyncDatabaseConfig
 from sqlspec.exceptions import ConfigError
@@ -229,7 +229,7 @@ class SQLite3(Driver):
 
     def read_to_end(self, cursor: Any) -> Any:
         # a change whose rows are not read yet cannot be committed
-        return _ReadCursor(cursor)
+        return ReadCursor(cursor)
 
     def server_version(self, connection: Any) -> str:
         return f"SQLite {self._execute(connection, 'SELECT sqlite_version()').fetchone()[0]}"
@@ -256,26 +256,6 @@ class SQLite3(Driver):
     def _stop_statements_after(self, connection: Any, seconds: float) -> None:
         connection.set_trace_callback((stop := _Stop(seconds)).begun)
         connection.set_progress_handler(stop.is_late, 1000)
-
-
-class _ReadCursor:
-    """Be a cursor all of whose rows have been read."""
-
-    def __init__(self, cursor: Any) -> None:
-        self._rows = iter(cursor.fetchall())
-        self.description, self.rowcount, self.lastrowid = cursor.description, cursor.rowcount, cursor.lastrowid
-
-    def fetchone(self) -> Any:
-        return next(self._rows, None)
-
-    def fetchmany(self, size: int = 1) -> list[Any]:
-        return list(islice(self._rows, size))
-
-    def fetchall(self) -> list[Any]:
-        return list(self._rows)
-
-    def close(self) -> None:
-        self._rows = iter(())
 
 
 class Aiosqlite(SQLite3):

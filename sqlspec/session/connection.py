@@ -374,8 +374,7 @@ class Cursor:
             else:
                 connection._driver.within(connection._connection, method, statement.text, *arguments, **options)
             if statement.controls == "unseen" and connection._driver.is_async:
-                # asynchronous cursors have no nextset()
-                connection._driver.read_to_end(self._cursor)
+                connection._driver.skip_further(self._cursor)
         except (Exception, asyncio.CancelledError) as error:
             if statement.controls == "unseen":
                 connection._after(statement)

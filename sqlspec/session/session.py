@@ -307,6 +307,7 @@ class Session(BaseSession):
     def _read_to_end(self, result: CursorResult[Any]) -> None:
         try:
             result.cursor = self._driver.read_to_end(result.cursor)
+            result.context._rowcount = result.cursor.rowcount
         except BaseException as error:  # noqa: BLE001  # always raised again
             self._fail(error, result.cursor, result.context.statement)
 
