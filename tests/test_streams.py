@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -111,6 +112,48 @@ def test_a_stream_that_the_transaction_has_ended_says_so(spec: SQLSpec, database
         getattr(session, end)()
         with pytest.raises(exc.ResourceClosedError, match="closed"):
             list(rows)
+
+
+@pytest.mark.parametrize("is_watched", [False, True])
+@pytest.mark.parametrize("by_option", [False, True])
+def test_a_savepoint_that_is_undone_around_a_stream_undoes_its_part_and_no_more(
+    spec: SQLSpec, database: Database, is_watched: bool, by_option: bool
+) -> None:
+    if is_watched:
+        sa.event.listen(spec.get_engine("primary"), "after_cursor_execute", lambda *_: None)
+    query = NUMBERS[database.name].replace("?", "500")
+    insert = "INSERT INTO users (name) VALUES (?)"
+    with spec.get_session("primary") as session:
+        session.execute(insert, ("before",))
+        with contextlib.suppress(ZeroDivisionError), session.begin_nested():
+            session.execute(insert, ("undone",))
+            by_its_option = sa.text(query).execution_options(yield_per=10)
+            rows = session.execute(by_its_option) if by_option else session.stream(query, chunk_size=10)
+            assert rows.fetchone() == (1,)
+            _ = 1 / 0
+        session.execute(insert, ("after",))
+    with spec.get_session("primary") as session:
+        assert session.execute("SELECT name FROM users ORDER BY id").scalars().all() == ["before", "after"]
+
+
+def test_a_savepoint_of_a_task_that_is_undone_around_a_stream_undoes_its_part(
+    spec: SQLSpec, database: Database
+) -> None:
+    async def main() -> None:
+        async with SQLSpec() as registry:
+            registry.register_config(database.config())
+            async with registry.get_async_session() as session:
+                await session.execute("INSERT INTO users (name) VALUES ('before')")
+                with contextlib.suppress(ZeroDivisionError):
+                    async with session.begin_nested():
+                        await session.execute("INSERT INTO users (name) VALUES ('undone')")
+                        async for _ in session.stream(NUMBERS[database.name], (500,), chunk_size=10):
+                            _ = 1 / 0
+                await session.execute("INSERT INTO users (name) VALUES ('after')")
+
+    asyncio.run(main())
+    with spec.get_session("primary") as session:
+        assert session.execute("SELECT name FROM users ORDER BY id").scalars().all() == ["before", "after"]
 
 
 def test_what_cannot_be_streamed_is_refused(spec: SQLSpec, database: Database) -> None:

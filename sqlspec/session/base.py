@@ -126,10 +126,7 @@ class BaseSession:
             self._require_free()
         if how == "commit":
             self._require_committed()
-        while self._proxy is not None and self._streams:
-            *self._streams, last = self._streams
-            last.close()
-            last.cursor = cast("Any", ClosedCursor())
+        self._close_streams()
         self._uncommitted = self._is_lost = False
         connection = self._connection
         failed = connection is not None and not connection.in_transaction() and connection.get_transaction() is not None
@@ -146,6 +143,14 @@ class BaseSession:
         self._transactions += 1
         if connection is not None:
             self._living(connection)
+
+    def _close_streams(self, kept: Sequence[CursorResult[Any]] = ()) -> None:
+        """Close the streams that are open, the last first, but for those to be kept."""
+        while self._proxy is not None and (others := [stream for stream in self._streams if stream not in kept]):
+            last = others[-1]
+            self._streams = [stream for stream in self._streams if stream is not last]
+            last.close()
+            last.cursor = cast("Any", ClosedCursor())
 
     def _require_committed(self) -> None:
         if self._uncommitted:

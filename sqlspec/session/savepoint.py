@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -17,9 +18,15 @@ class Unit(Protocol):
 
     Attributes:
         _transactions: how many transactions have ended.
+        _streams: its streams, those that are open among them.
     """
 
     _transactions: int
+    _streams: Sequence[Any]
+
+    def _close_streams(self, kept: Sequence[Any]) -> None: ...
+
+    def _require_free(self) -> None: ...
 
     def execute(self, statement: str) -> Any:
         """Run a statement."""
@@ -39,6 +46,7 @@ class Savepoint:
         if nested is None:
             session.execute(f"SAVEPOINT {name}")
         self._transaction = session._transactions
+        self._streams = session._streams
 
     def __repr__(self) -> str:
         return f"<Savepoint of {self._session!r}, {'active' if self._active else 'ended'}>"
@@ -64,15 +72,21 @@ class Savepoint:
             self._finish("rollback", f"ROLLBACK TO SAVEPOINT {self._name}")
 
     def _finish(self, how: str, sql: str) -> None:
-        self._active = False
         if self._session._transactions != self._transaction:
+            self._active = False
             raise exc.InvalidRequestError(
                 "the transaction of this savepoint has ended: commit() and rollback() of the session end its savepoints"
             )
+        if how == "rollback":
+            # The server's cursors go with the savepoint: closed later, they would abort PostgreSQL's transaction. On
+            # MySQL nothing else can run before.
+            self._session._close_streams(self._streams)
+        self._session._require_free()
         if self._nested is not None:
             getattr(self._nested, how)()
         else:
             self._session.execute(sql)
+        self._active = False
 
     def __enter__(self) -> Self:
         return self
