@@ -230,7 +230,8 @@ class MariaDBServer(Server):
         data = str(self.folder / "data")
         self._mariadbd = find("mariadbd", "/usr/sbin")
         options = ["--auth-root-authentication-method=normal", "--skip-test-db"]
-        self._run(find("mariadb-install-db"), "--no-defaults", f"--datadir={data}", *options)
+        # a server that starts removes the temporary files of others
+        self._run(find("mariadb-install-db"), "--no-defaults", f"--datadir={data}", f"--tmpdir={self.folder}", *options)
         begin = self.folder / "init.sql"
         begin.write_text(
             "CREATE DATABASE IF NOT EXISTS app;\n"
@@ -247,6 +248,7 @@ class MariaDBServer(Server):
             self._mariadbd,
             "--no-defaults",
             f"--datadir={self.folder / 'data'}",
+            f"--tmpdir={self.folder}",
             f"--port={self.port}",
             "--bind-address=127.0.0.1,127.0.0.2",
             "--skip-name-resolve",

@@ -15,7 +15,7 @@ from tests.conftest import Database
 def prepared(spec: SQLSpec, name: str = "primary") -> list[str]:
     """Return what the server has prepared for our one connection."""
     with spec.get_connection(name) as connection:
-        cursor = connection.cursor().execute("SELECT statement FROM pg_prepared_statements ORDER BY name")
+        cursor = connection.cursor().execute("SELECT statement FROM pg_prepared_statements ORDER BY prepare_time")
         return [row[0] for row in cursor.fetchall()]
 
 
