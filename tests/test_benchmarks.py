@@ -37,3 +37,12 @@ def test_the_benchmark_of_pools_shows_the_stock_pool_failing_where_ours_holds() 
     assert ours.returncode == 0, ours.stdout + ours.stderr
     stock = subprocess.run([*command, "--pool", "stock"], capture_output=True, text=True, check=False)
     assert stock.returncode == 1, stock.stdout + stock.stderr
+
+
+def test_the_benchmark_of_discarding_finds_what_the_stock_pool_leaks_and_ours_does_not() -> None:
+    command = [sys.executable, str(FOLDER / "discard.py"), "--borrows", "1", "--rounds", "1", "--pool"]
+    ours = subprocess.run([*command, "ours"], capture_output=True, text=True, check=False)
+    assert ours.stdout.count(", 1 borrows each: 0 leaks") == 2, ours.stdout + ours.stderr
+    stock = subprocess.run([*command, "stock"], capture_output=True, text=True, check=False)
+    assert "  advisory lock: 1" in stock.stdout, stock.stdout + stock.stderr
+    assert stock.returncode == 1

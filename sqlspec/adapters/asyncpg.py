@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from sqlalchemy import URL
 
+from sqlspec.adapters.driver import TransactionOptions
 from sqlspec.adapters.loading import Target
-from sqlspec.adapters.psycopg import PostgreSQLDriver, awaiting
+from sqlspec.adapters.psycopg import ALL_BUT_STATEMENTS, PREPARED_BY_HAND, PostgreSQLDriver, awaiting, deallocate
 
 __all__ = ["Asyncpg"]
 
@@ -117,7 +118,9 @@ class Asyncpg(PostgreSQLDriver):
 
     def discard(self, connection: Any) -> bool:
         connection.rollback()
-        connection.run_async(lambda driver_connection: driver_connection.execute(self._discard_all))
+        self.restore(connection, TransactionOptions())
+        self.set_autocommit(connection, self.autocommit)
+        connection.run_async(_discard_all)
         return True
 
     def _value(self, connection: Any, statement: str) -> Any:
@@ -136,3 +139,9 @@ class Asyncpg(PostgreSQLDriver):
         # the adapter's own autocommit=False goes back to what the engine began with, which may be autocommit
         if connection.autocommit != enabled:
             connection.isolation_level = "autocommit" if enabled else None
+
+
+async def _discard_all(connection: Any) -> None:
+    # before the rest, which outdates it
+    names = await connection.fetch(PREPARED_BY_HAND)
+    await connection.execute("; ".join([*(deallocate(name) for (name,) in names), ALL_BUT_STATEMENTS]))

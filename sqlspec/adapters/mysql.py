@@ -161,7 +161,9 @@ class _MySQLDriver(Driver):
         return cast("Exception", dbapi.OperationalError(2013, problem))
 
     def prepare(self, connection: Any) -> None:
-        assignments: list[str] = []
+        self._prepare(connection, [])
+
+    def _prepare(self, connection: Any, assignments: list[str]) -> None:
         values: list[str | float] = []
         if self._config.sql_mode:
             assignments.append("sql_mode = %s")
@@ -177,7 +179,7 @@ class _MySQLDriver(Driver):
                 values.append(math.ceil(seconds * 1000))
         with closing(connection.cursor()) as cursor:
             if assignments:
-                cursor.execute("SET SESSION " + ", ".join(assignments), values)
+                cursor.execute("SET " + ", ".join(assignments), values)
             if not self._config.sql_mode:
                 cursor.execute("SELECT @@sql_mode")
                 if "NO_BACKSLASH_ESCAPES" in cursor.fetchone()[0].split(","):
@@ -307,13 +309,14 @@ class MySQLClient(_MySQLDriver):
         self.within(connection, connection.query, statement)
 
     def discard(self, connection: Any) -> bool:
-        url = self._config.parsed_url
-        enabled = connection.get_autocommit()
+        url, charset = self._config.parsed_url, self._config.charset
+        # the client library's is as at the beginning afterwards, the driver's is not
+        is_other_charset = connection.character_set_name() != charset
         # COM_CHANGE_USER rolls back and clears the session; the driver has no COM_RESET_CONNECTION
         connection.change_user(url.username or "", self._config.reveal_password() or "", url.database or "")
-        connection.autocommit(enabled)
-        connection.query(f"SET NAMES {self._config.charset}")
-        self.prepare(connection)
+        if is_other_charset:
+            connection.set_character_set(charset)
+        self._prepare(connection, [f"NAMES {charset}", f"autocommit = {int(self.autocommit)}"])
         return True
 
 

@@ -20,13 +20,24 @@ from sqlspec.exceptions import ConfigError
 if TYPE_CHECKING:
     from sqlspec.adapters.postgresql import PostgreSQLConfig
 
-__all__ = ["PostgreSQLDriver", "Psycopg", "Psycopg2", "PsycopgAsync", "awaiting"]
+__all__ = [
+    "ALL_BUT_STATEMENTS",
+    "PREPARED_BY_HAND",
+    "PostgreSQLDriver",
+    "Psycopg",
+    "Psycopg2",
+    "PsycopgAsync",
+    "awaiting",
+    "deallocate",
+]
 
 # As DISCARD ALL, which would take along what asyncpg and psycopg have prepared by themselves: no state of the session.
-_ALL_BUT_STATEMENTS = (
-    "CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *; SELECT pg_advisory_unlock_all(); "
+ALL_BUT_STATEMENTS = (
+    "CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *; SELECT pg_catalog.pg_advisory_unlock_all(); "
     "DISCARD PLANS; DISCARD TEMP; DISCARD SEQUENCES"
 )
+# those of a borrower, who wrote PREPARE
+PREPARED_BY_HAND = "SELECT name FROM pg_catalog.pg_prepared_statements WHERE from_sql"
 
 # where COPY met a bad row
 _LINE = re.compile(r"\bCOPY .*?, line (\d+)")
@@ -47,6 +58,12 @@ _ONE_ROW = re.compile(
     r"""(\s*INSERT\s+INTO\s[^'"$();-]*(?:\([^'"$();-]*\))?\s*VALUES\s*)(\([^'"$();-]*\))\s*\Z""", re.IGNORECASE
 )
 _ROWS_A_PAGE = 1000
+
+
+def deallocate(name: str) -> str:
+    """Return the statement that forgets a prepared one."""
+    quoted = name.replace('"', '""')
+    return f'DEALLOCATE "{quoted}"'
 
 
 class _Chunks:
@@ -86,8 +103,6 @@ class PostgreSQLDriver(Driver):
     extra = "postgresql"
     syntax = "postgresql"
     language: ClassVar[Language] = "postgresql"
-
-    _discard_all = _ALL_BUT_STATEMENTS
 
     _config: PostgreSQLConfig
 
@@ -170,14 +185,17 @@ class PostgreSQLDriver(Driver):
 
     def discard(self, connection: Any) -> bool:
         connection.rollback()
-        before = connection.autocommit
-        connection.autocommit = True
-        try:
-            with closing(connection.cursor()) as cursor:
-                cursor.execute(self._discard_all)
-        finally:
-            connection.autocommit = before
+        self.restore(connection, TransactionOptions())
+        self.set_autocommit(connection, True)
+        with closing(connection.cursor()) as cursor:
+            self._discard_all(cursor)
+        self.set_autocommit(connection, self.autocommit)
         return True
+
+    def _discard_all(self, cursor: Any) -> None:
+        cursor.execute(f"{PREPARED_BY_HAND}; {ALL_BUT_STATEMENTS}")
+        for (name,) in cursor.fetchall():
+            cursor.execute(deallocate(name))
 
 
 class Psycopg2(PostgreSQLDriver):
@@ -185,7 +203,6 @@ class Psycopg2(PostgreSQLDriver):
 
     name = "psycopg2"
     declares_streams = True
-    _discard_all = "DISCARD ALL"
 
     def uses_tls(self, connection: Any) -> bool:
         return bool(connection.info.ssl_in_use)
@@ -196,6 +213,11 @@ class Psycopg2(PostgreSQLDriver):
         if connection.autocommit and connection.info.transaction_status != 0:
             with closing(connection.cursor()) as cursor:
                 self.within(connection, cursor.execute, how.upper())
+
+    def _discard_all(self, cursor: Any) -> None:
+        cursor.execute("DISCARD ALL")
+        # what came for who listened
+        cursor.connection.notifies.clear()
 
     def parse_json(self, connection: Any, enabled: bool) -> None:
         from psycopg2 import extras
