@@ -9,12 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
+import trustme
+from sqlalchemy import exc
+
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from sqlspec.adapters import MySQLConfig, PostgreSQLConfig, SQLiteConfig
 from tests.servers import PASSWORD, MariaDBServer, PostgreSQLServer
 
-__all__ = ["databases", "servers"]
+__all__ = ["StockSessions", "databases", "servers"]
 
 
 @contextmanager
@@ -24,9 +28,14 @@ def databases(*wanted: str) -> Iterator[dict[str, Any]]:
         yield {name: config for name, (_, config) in started.items()}
 
 
+def _certificate(path: Path) -> Path:
+    trustme.CA().issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(path))
+    return path
+
+
 @contextmanager
-def servers(*wanted: str) -> Iterator[dict[str, tuple[Any, Any]]]:
-    """Start them, and return each with its config; of SQLite there is no server."""
+def servers(*wanted: str, with_tls: bool = False) -> Iterator[dict[str, tuple[Any, Any]]]:
+    """Start them, with a certificate where it is asked for, and return each with its config; SQLite has no server."""
     with tempfile.TemporaryDirectory(prefix="sqlspec-") as folder:
         kinds = {
             "postgresql": (PostgreSQLServer, PostgreSQLConfig, "postgres"),
@@ -39,7 +48,7 @@ def servers(*wanted: str) -> Iterator[dict[str, tuple[Any, Any]]]:
                     started[name] = (None, SQLiteConfig(database=str(Path(folder) / "bench.db")))
                     continue
                 kind, config, database = kinds[name]
-                server = kind(Path(folder) / name)
+                server = kind(Path(folder) / name, _certificate(Path(folder) / f"{name}.pem") if with_tls else None)
                 server.start()
                 place = {"host": "127.0.0.1", "port": server.port, "username": "app", "password": PASSWORD}
                 started[name] = (server, config(**place, database=database))
@@ -48,3 +57,33 @@ def servers(*wanted: str) -> Iterator[dict[str, tuple[Any, Any]]]:
             for server, _ in started.values():
                 if server is not None:
                     server.stop()
+
+
+class StockSessions:
+    """Give sessions of SQLAlchemy's own pool, as far as the benchmarks ask them the same as ours."""
+
+    def __init__(self, engine: sa.Engine, **options: Any) -> None:
+        self.engine = sa.create_engine(engine.url.set(password=PASSWORD), **options)
+
+    def get_session(self) -> _StockSession:
+        """Check a connection out."""
+        return _StockSession(self.engine.connect())
+
+
+class _StockSession:
+    def __init__(self, connection: sa.Connection) -> None:
+        self._connection = connection
+        self.execute = connection.exec_driver_sql
+        self.rollback = connection.rollback
+
+    def __enter__(self) -> _StockSession:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._connection.commit()
+        except exc.SQLAlchemyError:
+            # it has failed before
+            self._connection.rollback()
+        finally:
+            self._connection.close()

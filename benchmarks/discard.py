@@ -11,47 +11,15 @@ import time
 from collections import Counter
 from typing import Any
 
-import sqlalchemy as sa
-from databases import databases
+from databases import StockSessions, databases
 from report import compare
 from sqlalchemy import exc
 
 from sqlspec import SQLSpec
-from tests.servers import PASSWORD
 from tests.session_state import KINDS, SETUP, Kind, look
 
 BAR = 150e-6
 _ONE = {"pool_size": 1, "max_overflow": 0}
-
-
-class Stock:
-    """Give sessions of SQLAlchemy's own pool."""
-
-    def __init__(self, engine: sa.Engine) -> None:
-        self._engine = sa.create_engine(engine.url.set(password=PASSWORD), **_ONE)
-
-    def get_session(self) -> Any:
-        return _StockSession(self._engine.connect())
-
-
-class _StockSession:
-    def __init__(self, connection: sa.Connection) -> None:
-        self._connection = connection
-        self.rollback = connection.rollback
-
-    def execute(self, statement: str) -> Any:
-        return self._connection.exec_driver_sql(statement)
-
-    def __enter__(self) -> _StockSession:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        try:
-            self._connection.commit()
-        except exc.DBAPIError:
-            self._connection.rollback()
-        finally:
-            self._connection.close()
 
 
 def leaks(name: str, spec: Any, borrows: int) -> Counter[str]:
@@ -107,7 +75,7 @@ def main() -> int:
                 with spec.get_session() as session:
                     for statement in SETUP[name]:
                         session.execute(statement)
-                asked = Stock(spec.get_engine()) if options.pool == "stock" else spec
+                asked = StockSessions(spec.get_engine(), **_ONE) if options.pool == "stock" else spec
                 found = leaks(name, asked, options.borrows)
                 total = spec.get_pool_stats().created
             print(f"{name}: {len(KINDS[name])} kinds of state, {options.borrows} borrows each: {found.total()} leaks")

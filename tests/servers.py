@@ -128,6 +128,10 @@ class Server:
         """Have the server end every connection."""
         raise NotImplementedError
 
+    def end_connection(self, number: int) -> None:
+        """Have the server end the connection with this id of its own."""
+        raise NotImplementedError
+
     def _signal_all(self, what: int) -> None:
         if self._process is None:
             raise RuntimeError("the server is not running")
@@ -220,6 +224,9 @@ class PostgreSQLServer(Server):
         self._ask(f"SELECT pg_terminate_backend(pid)::int {self._CLIENTS}")
         wait_until(lambda: not self.connections())
 
+    def end_connection(self, number: int) -> None:
+        self._ask(f"SELECT pg_terminate_backend({number:d})::int")
+
 
 class MariaDBServer(Server):
     """Be a private MariaDB."""
@@ -235,8 +242,10 @@ class MariaDBServer(Server):
         begin = self.folder / "init.sql"
         begin.write_text(
             "CREATE DATABASE IF NOT EXISTS app;\n"
+            # the second by its socket
             f"CREATE USER IF NOT EXISTS app@'127.0.0.1' IDENTIFIED BY '{PASSWORD}';\n"
-            "GRANT ALL ON *.* TO app@'127.0.0.1';\n"
+            f"CREATE USER IF NOT EXISTS app@localhost IDENTIFIED BY '{PASSWORD}';\n"
+            "GRANT ALL ON *.* TO app@'127.0.0.1', app@localhost;\n"
         )
         self._own(begin)
 
@@ -302,6 +311,13 @@ class MariaDBServer(Server):
     def end_connections(self) -> None:
         self.connections(end=True)
         wait_until(lambda: not self.connections())
+
+    def end_connection(self, number: int) -> None:
+        import MySQLdb
+
+        connection = MySQLdb.connect(**self.parameters())
+        connection.query(f"KILL {number:d}")
+        connection.close()
 
 
 def wait_until(state: Callable[[], bool], seconds: float = 10, otherwise: str = "it did not happen") -> None:

@@ -46,3 +46,12 @@ def test_the_benchmark_of_discarding_finds_what_the_stock_pool_leaks_and_ours_do
     stock = subprocess.run([*command, "stock"], capture_output=True, text=True, check=False)
     assert "  advisory lock: 1" in stock.stdout, stock.stdout + stock.stderr
     assert stock.returncode == 1
+
+
+def test_ended_connections_are_replaced_one_for_one_where_the_stock_pool_fails() -> None:
+    command = [sys.executable, str(FOLDER / "liveness.py"), "--quick", "--rounds", "1", "--pool"]
+    ours = subprocess.run([*command, "ours"], capture_output=True, text=True, check=False)
+    assert ours.stdout.count(" 0 errors, ") == 12, ours.stdout + ours.stderr
+    assert "<-" not in ours.stdout
+    stock = subprocess.run([*command, "stock"], capture_output=True, text=True, check=False)
+    assert stock.stdout.count("<-") == 6, stock.stdout + stock.stderr
