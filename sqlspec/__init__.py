@@ -3,6 +3,7 @@
 from sqlspec.config import InstrumentationConfig, build_secure_url
 from sqlspec.environment import EnvironmentConfig
 from sqlspec.exceptions import (
+    CircuitOpenError,
     ConfigError,
     ConnectionLost,
     ConnectionTimeout,
@@ -14,6 +15,7 @@ from sqlspec.exceptions import (
 )
 from sqlspec.pool import Holder, PoolStats
 from sqlspec.registry import SQLSpec
+from sqlspec.resilience import CircuitBreaker, ErrorKind, classify
 from sqlspec.session import (
     AsyncConnection,
     AsyncCursor,
@@ -36,12 +38,15 @@ __all__ = [
     "AsyncSavepoint",
     "AsyncSession",
     "AsyncStream",
+    "CircuitBreaker",
+    "CircuitOpenError",
     "ConfigError",
     "Connection",
     "ConnectionLost",
     "ConnectionTimeout",
     "Cursor",
     "EnvironmentConfig",
+    "ErrorKind",
     "Holder",
     "InstrumentationConfig",
     "LoadError",
@@ -57,5 +62,6 @@ __all__ = [
     "Savepoint",
     "Session",
     "build_secure_url",
+    "classify",
     "copy_rows",
 ]

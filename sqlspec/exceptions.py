@@ -6,6 +6,7 @@
     ├── PoolTimeout           (also sqlalchemy.exc.TimeoutError)
     │   └── ConnectionTimeout
     ├── PoolClosed
+    ├── CircuitOpenError
     └── LoadError
 
 Errors of the database keep their own classes: a session raises what SQLAlchemy would raise, a connection
@@ -14,11 +15,13 @@ what its driver raises.
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Literal, Self
 
 from sqlalchemy import exc
 
 __all__ = [
+    "CircuitOpenError",
     "ConfigError",
     "ConnectionLost",
     "ConnectionTimeout",
@@ -28,6 +31,7 @@ __all__ = [
     "PoolTimeout",
     "SQLSpecError",
     "SQLSpecWarning",
+    "without_frames",
 ]
 
 Phase = Literal["wait", "ping", "connect"]
@@ -91,6 +95,18 @@ class ConnectionLost(SQLSpecError, exc.DontWrapMixin, exc.OperationalError):
         return cls(message, ambiguous=ambiguous)
 
 
+class CircuitOpenError(SQLSpecError):
+    """Say that a circuit breaker lets no call through at the moment; the last failure is the cause.
+
+    Attributes:
+        retry_after: seconds until the breaker lets a probe through.
+    """
+
+    def __init__(self, message: str, retry_after: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 class LoadError(SQLSpecError):
     """Say which row could not be loaded; the database's error is the cause.
 
@@ -113,3 +129,11 @@ class LoadError(SQLSpecError):
 
 class SQLSpecWarning(UserWarning):
     """Point at code that works and is probably not meant."""
+
+
+def without_frames(error: BaseException) -> BaseException:
+    """Return a copy of an exception to be kept: its traceback's frames hold what the application holds."""
+    try:
+        return copy.copy(error).with_traceback(None)
+    except Exception:  # noqa: BLE001  # an exception may refuse to be made anew
+        return RuntimeError(f"{type(error).__name__}: {error}")

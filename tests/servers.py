@@ -245,7 +245,7 @@ class MariaDBServer(Server):
             # the second by its socket
             f"CREATE USER IF NOT EXISTS app@'127.0.0.1' IDENTIFIED BY '{PASSWORD}';\n"
             f"CREATE USER IF NOT EXISTS app@localhost IDENTIFIED BY '{PASSWORD}';\n"
-            "GRANT ALL ON *.* TO app@'127.0.0.1', app@localhost;\n"
+            "GRANT ALL ON *.* TO app@'127.0.0.1', app@localhost WITH GRANT OPTION;\n"
         )
         self._own(begin)
 

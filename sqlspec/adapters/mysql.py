@@ -157,8 +157,8 @@ class _MySQLDriver(Driver):
         return arguments
 
     def timeout_error(self, dbapi: Any, problem: str) -> Exception:
-        # what the drivers themselves say of a server that does not answer
-        return cast("Exception", dbapi.OperationalError(2013, problem))
+        # the client library's number for a server that cannot be reached
+        return cast("Exception", dbapi.OperationalError(2003, problem))
 
     def prepare(self, connection: Any) -> None:
         self._prepare(connection, [])

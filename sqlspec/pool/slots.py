@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextvars
-import copy
 import math
 import time
 import weakref
@@ -12,6 +11,7 @@ from itertools import compress
 from threading import get_ident
 from typing import Any
 
+from sqlspec.exceptions import without_frames
 from sqlspec.pool.slot import Slot
 from sqlspec.pool.stats import PoolStats, Tally
 from sqlspec.pool.waiters import Waiter
@@ -169,12 +169,8 @@ class Slots:
     # -- what is remembered
 
     def remember_failure(self, error: BaseException) -> None:
-        """Keep why connecting failed, without its traceback, whose frames hold what the application holds."""
-        try:
-            kept = copy.copy(error)
-        except Exception:  # noqa: BLE001  # an exception may refuse to be made anew
-            kept = RuntimeError(f"{type(error).__name__}: {error}")
-        self.last_failure = (time.monotonic(), kept)
+        """Keep why connecting failed."""
+        self.last_failure = (time.monotonic(), without_frames(error))
 
     def is_news(self, what: object) -> bool:
         """Tell whether nothing has been said about this yet."""
