@@ -15,7 +15,7 @@ from sqlspec.exceptions import (
 )
 from sqlspec.pool import Holder, PoolStats
 from sqlspec.registry import SQLSpec
-from sqlspec.resilience import CircuitBreaker, ErrorKind, classify
+from sqlspec.resilience import CircuitBreaker, ErrorKind, awith_retry, classify, with_retry
 from sqlspec.session import (
     AsyncConnection,
     AsyncCursor,
@@ -61,7 +61,9 @@ __all__ = [
     "SQLSpecWarning",
     "Savepoint",
     "Session",
+    "awith_retry",
     "build_secure_url",
     "classify",
     "copy_rows",
+    "with_retry",
 ]

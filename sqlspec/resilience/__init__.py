@@ -1,6 +1,17 @@
 """Riding through outages: what an error means, a circuit breaker, and trying again."""
 
 from sqlspec.resilience.breaker import CircuitBreaker, CircuitState
-from sqlspec.resilience.classification import ErrorKind, classify, is_unavailable
+from sqlspec.resilience.classification import ErrorKind, classify, is_ambiguous, is_safe_to_repeat, is_unavailable
+from sqlspec.resilience.retry import awith_retry, with_retry
 
-__all__ = ["CircuitBreaker", "CircuitState", "ErrorKind", "classify", "is_unavailable"]
+__all__ = [
+    "CircuitBreaker",
+    "CircuitState",
+    "ErrorKind",
+    "awith_retry",
+    "classify",
+    "is_ambiguous",
+    "is_safe_to_repeat",
+    "is_unavailable",
+    "with_retry",
+]

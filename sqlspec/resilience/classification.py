@@ -17,7 +17,7 @@ from sqlalchemy import exc
 
 from sqlspec.exceptions import CircuitOpenError, ConfigError, ConnectionLost, ConnectionTimeout, PoolTimeout
 
-__all__ = ["ErrorKind", "classify", "is_unavailable"]
+__all__ = ["ErrorKind", "classify", "is_ambiguous", "is_safe_to_repeat", "is_unavailable"]
 
 
 class ErrorKind(StrEnum):
@@ -52,6 +52,8 @@ class ErrorKind(StrEnum):
 
 
 _UNAVAILABLE = {ErrorKind.CONNECT, ErrorKind.RESTART, ErrorKind.DISCONNECT, ErrorKind.CAPACITY}
+
+_PASSES = {*_UNAVAILABLE, ErrorKind.CONFLICT, ErrorKind.EXHAUSTED}
 
 # by SQLSTATE, or by its class of two letters where that means one thing
 _SQLSTATES = {
@@ -185,6 +187,17 @@ def is_unavailable(error: BaseException) -> bool:
     An exhausted pool, a wrong password or a statement that is refused does not.
     """
     return classify(error) in _UNAVAILABLE
+
+
+def is_ambiguous(error: BaseException) -> bool:
+    """Tell whether nobody knows if what the error ended has taken place: the connection was lost in a COMMIT."""
+    origin = getattr(error, "orig", None)
+    return bool(getattr(error, "ambiguous", False) or getattr(origin, "ambiguous", False))
+
+
+def is_safe_to_repeat(error: BaseException) -> bool:
+    """Tell whether the transaction that an error ended may be run again: nothing of it stays, and the reason passes."""
+    return classify(error) in _PASSES and not is_ambiguous(error)
 
 
 def _kind_of(error: BaseException) -> ErrorKind:
