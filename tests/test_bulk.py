@@ -654,6 +654,68 @@ def test_nothing_else_runs_while_rows_are_loaded(items: SQLSpec, other: Callable
     assert found(items) == []
 
 
+def test_nothing_runs_on_the_connection_of_the_session_while_rows_are_loaded(items: SQLSpec) -> None:
+    with items.get_session("primary") as session:
+        connection = session.connection()
+
+        def rows() -> Iterator[tuple[int, str]]:
+            yield 1, "a"
+            yield 2, connection.execute(sa.text("SELECT 'b'")).scalar_one()
+
+        with pytest.raises(exc.InvalidRequestError, match="from another session"):
+            session.load_rows("items", rows(), columns=("id", "name"))
+        session.rollback()
+        assert connection.execute(sa.text("SELECT 3")).scalar() == 3
+    assert found(items) == []
+
+
+def test_rows_of_a_stream_of_the_sessions_connection_are_loaded_or_refused(items: SQLSpec, database: Database) -> None:
+    query = sa.text("SELECT id + 1000, name FROM items WHERE id < 1000").execution_options(yield_per=10)
+    with items.get_session("primary") as session:
+        session.load_rows("items", ((number, "x") for number in range(300)), columns=("id", "name"))
+        stream = session.connection().execute(query)
+        names = ("id", "name")
+        if database.name == "sqlite":
+            assert session.load_rows("items", stream, names) == 300
+        else:
+            with pytest.raises(exc.InvalidRequestError, match="stream"):
+                session.load_rows("items", stream, names)
+            if database.name == "mariadb":
+                with pytest.raises(exc.InvalidRequestError, match="read or close it first"):
+                    session.connection().execute(query)
+            # one may have been taken
+            rest = stream.all()
+            assert session.load_rows("items", rest, names) == len(rest) >= 299
+    assert len(found(items)) >= 599
+
+
+def test_rows_of_a_stream_of_a_tasks_connection_are_refused_while_they_cannot_be_waited_for(
+    items: SQLSpec, database: Database
+) -> None:
+    async def main() -> None:
+        async with SQLSpec() as registry:
+            registry.register_config(database.config())
+            async with registry.get_async_session() as session:
+                connection = await session.connection()
+
+                async def rows() -> AsyncIterator[tuple[int, str]]:
+                    yield 1, "a"
+                    yield 2, (await connection.execute(sa.text("SELECT 'b'"))).scalar_one()
+
+                with pytest.raises(exc.InvalidRequestError, match="from another session"):
+                    await session.load_rows("items", rows(), columns=("id", "name"))
+                await session.rollback()
+                if database.name == "mariadb":
+                    async with connection.stream(sa.text("SELECT seq FROM seq_1_to_500")) as stream:
+                        await stream.fetchone()
+                        with pytest.raises(exc.InvalidRequestError, match="read or close it first"):
+                            await connection.execute(sa.text("SELECT 7"))
+                        assert len(await stream.all()) == 499
+
+    asyncio.run(main())
+    assert found(items) == []
+
+
 def test_rows_of_an_own_stream_are_loaded_or_refused_and_never_waited_for(items: SQLSpec, database: Database) -> None:
     query = "SELECT id + 1000, name FROM items WHERE id < 1000"
     with items.get_session("primary") as session:

@@ -17,6 +17,7 @@ from sqlspec.exceptions import PoolClosed
 from sqlspec.pool import forks, slot_of
 from sqlspec.session.recovery import clean_up_after, recover
 from sqlspec.session.result import ClosedCursor
+from sqlspec.session.shared import SharedConnection
 
 __all__ = ["BaseSession", "Source"]
 
@@ -172,7 +173,7 @@ class BaseSession:
     # -- the connection
 
     def connection(self) -> Connection:
-        """Return the SQLAlchemy connection of this session, in the same transaction."""
+        """Return the SQLAlchemy connection of this session, in the same transaction and under the same rules."""
         self._require_open()
         if self._streams or self._occupied:
             self._require_free()
@@ -185,7 +186,7 @@ class BaseSession:
 
     def _adopt(self) -> Connection:
         if self._connection is None:
-            self._connection = Connection(self._engine, self._proxy)
+            self._connection = SharedConnection(self, self._engine, self._proxy)
             if self._in_transaction:
                 adopt_transaction(self._connection)
                 self._in_transaction = False
@@ -267,6 +268,10 @@ class BaseSession:
         # the rows that are not read yet would be lost, of which asyncmy says nothing
         if self._driver.syntax == "mysql" and not all(stream._soft_closed for stream in self._streams):
             raise exc.InvalidRequestError("a stream is open, and nothing else can run on MySQL: read or close it first")
+
+    def _receive(self, result: CursorResult[Any]) -> None:
+        """Know of what SQLAlchemy's connection has run, whoever asked it to."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """Roll back what is not committed, and check the connection in. Harmless when repeated."""

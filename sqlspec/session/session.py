@@ -203,11 +203,17 @@ class Session(BaseSession):
         self._savepoints += 1
         return Savepoint(self, name=f"sqlspec_{self._savepoints}")
 
+    def _receive(self, result: CursorResult[Any]) -> None:
+        if result.context._is_server_side:
+            self._open_stream(result)
+
     def _open_stream(self, result: CursorResult[Any]) -> CursorResult[Any]:
+        if result in self._streams:
+            return result
         if self._driver.patience is not None and result.cursor is not None:
             result.cursor = cast("Any", WatchedCursor(result.cursor, self._driver, self._driver_connection))
         # on MySQL nothing else can run, not even COMMIT, before it is closed
-        self._streams = [known for known in self._streams if not known._soft_closed and known is not result] + [result]
+        self._streams = [known for known in self._streams if not known._soft_closed] + [result]
         return result
 
     def _refuse(self, problem: str, sql: Any, parameters: Any) -> NoReturn:
@@ -330,9 +336,6 @@ class Session(BaseSession):
     def _remember(self, result: R) -> R:
         if not result._soft_closed:
             self._note(lambda: result)
-            if isinstance(result, CursorResult) and result.context._is_server_side:
-                # by an option of SQLAlchemy's
-                self._open_stream(result)
         return result
 
     def _note(self, reference: Callable[[], Result[Any] | None]) -> None:
