@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy import exc
 
 from sqlspec import SQLSpec
+from sqlspec.session.placeholders import prepare
 from tests.conftest import Database
 
 watched = pytest.mark.parametrize("is_watched", [False, True])
@@ -22,49 +23,99 @@ def watch(spec: Any, is_watched: bool) -> Any:
     return spec
 
 
-@watched
-@pytest.mark.parametrize("database", ["mariadb"], indirect=True)
-@pytest.mark.parametrize("autocommit", [False, True])
-def test_an_error_late_in_a_procedure_is_its_callers_own(any_spec: Any, autocommit: bool, is_watched: bool) -> None:
-    with watch(any_spec, is_watched).get_session("primary") as session:
+# the ways to run a procedure, none of which its text must be known by
+CALLS: list[Any] = [
+    "CALL fail_late(?)",
+    "SET STATEMENT max_statement_time = 5 FOR CALL fail_late(?)",
+    "EXECUTE IMMEDIATE 'CALL fail_late(?)' USING ?",
+    "SET STATEMENT sql_mode = 'ANSI', lock_wait_timeout = 9 FOR EXECUTE IMMEDIATE 'CALL fail_late(?)' USING ?",
+    "BEGIN NOT ATOMIC CALL fail_late(?); END",
+    "/* */ CALL fail_late(?)",
+]
+
+
+@pytest.fixture
+def late_spec(any_spec: Any) -> Any:
+    """The registry, with a procedure that fails behind its rows, where it is told to."""
+    with any_spec.get_session("primary") as session:
         session.execute("DROP PROCEDURE IF EXISTS fail_late")
         session.execute(
             "CREATE PROCEDURE fail_late(fails INT) BEGIN SELECT 1 UNION SELECT 5; SELECT 2;"
             " IF fails THEN SIGNAL SQLSTATE '45000' SET message_text = 'late'; END IF; END"
         )
-    with any_spec.get_session("primary", autocommit=autocommit) as session:
-        with pytest.raises(exc.DBAPIError, match="late"):
-            session.execute("CALL fail_late(1)")
+    return any_spec
+
+
+@watched
+@pytest.mark.parametrize("database", ["mariadb"], indirect=True)
+@pytest.mark.parametrize("autocommit", [False, True])
+@pytest.mark.parametrize("call", CALLS)
+def test_an_error_late_in_a_procedure_is_its_callers_own(
+    late_spec: Any, autocommit: bool, is_watched: bool, call: str
+) -> None:
+    with watch(late_spec, is_watched).get_session("primary", autocommit=autocommit) as session:
+        with pytest.raises(exc.DBAPIError, match="late") as failed:
+            session.execute(call, (1,))
+        assert "fail_late" in str(failed.value.statement)
+        assert failed.value.params == (1,)
         session.rollback()
-        assert session.execute("CALL fail_late(0)").all() == [(1,), (5,)]
+        assert session.execute(call, (0,)).all() == [(1,), (5,)]
         assert session.execute("SELECT 'mine'").scalar_one() == "mine"
-    assert any_spec.get_pool_stats("primary").created == 1
+    assert late_spec.get_pool_stats("primary").created == 1
 
 
 @pytest.mark.parametrize("database", ["mariadb"], indirect=True)
-def test_an_error_late_in_a_procedure_is_that_of_its_cursor(any_spec: Any) -> None:
-    with any_spec.get_session("primary") as session:
-        session.execute("DROP PROCEDURE IF EXISTS fail_late")
-        session.execute(
-            "CREATE PROCEDURE fail_late() BEGIN SELECT 1; SIGNAL SQLSTATE '45000' SET message_text = 'late'; END"
-        )
-        session.execute("DROP PROCEDURE IF EXISTS two_results")
-        session.execute("CREATE PROCEDURE two_results() BEGIN SELECT 1 UNION SELECT 2; SELECT 3; END")
-    errors = any_spec.get_engine("primary").dialect.loaded_dbapi
-    with any_spec.get_connection("primary") as connection:
+def test_an_error_late_in_a_procedure_is_that_of_an_executable(late_spec: Any) -> None:
+    call = sa.text("CALL fail_late(:fails)")
+    with late_spec.get_session("primary") as session:
+        with pytest.raises(exc.DBAPIError, match="late") as failed:
+            session.execute(call, {"fails": 1})
+        assert failed.value.statement is not None
+        assert failed.value.params
+        session.rollback()
+        assert session.execute(call, {"fails": 0}).all() == [(1,), (5,)]
+        assert session.execute(sa.text("SELECT 'mine'")).scalar_one() == "mine"
+    assert late_spec.get_pool_stats("primary").created == 1
+
+
+@pytest.mark.parametrize("database", ["mariadb"], indirect=True)
+@pytest.mark.parametrize("call", CALLS)
+def test_an_error_late_in_a_procedure_is_that_of_its_cursor(late_spec: Any, call: str) -> None:
+    errors = late_spec.get_engine("primary").dialect.loaded_dbapi
+    with late_spec.get_connection("primary") as connection:
         cursor = connection.cursor()
+
+        def run() -> None:
+            cursor.execute(call, (1,))
+            # asynchronous cursors have read it all
+            while cursor.nextset():
+                pass
+
         with pytest.raises(errors.Error, match="late"):
-            cursor.execute("CALL fail_late()")
-            # asynchronous cursors have none
-            cursor.nextset()
+            run()
         connection.rollback()
         cursor = connection.cursor()
-        cursor.execute("CALL two_results()")
-        assert list(cursor.fetchall()) == [(1,), (2,)]
+        cursor.execute(call, (0,))
+        assert list(cursor.fetchall()) == [(1,), (5,)]
         cursor.close()
         cursor = connection.cursor()
         cursor.execute("SELECT 'mine'")
         assert cursor.fetchone() == ("mine",)
+
+
+@pytest.mark.parametrize(
+    ("sql", "reads", "controls"),
+    [
+        ("SET STATEMENT max_statement_time = 5 FOR SELECT 1", True, None),
+        ("SET STATEMENT max_statement_time = 5 FOR DELETE FROM users", False, None),
+        ("/* x */ set statement sql_mode = ' FOR SELECT' for call p()", False, "unseen"),
+        ("EXECUTE IMMEDIATE 'COMMIT'", False, "unseen"),
+        ("SET sql_mode = ''", True, None),
+    ],
+)
+def test_what_follows_variables_for_one_statement_says_what_it_does(sql: str, reads: bool, controls: Any) -> None:
+    statement = prepare(sql, "mysql", "none")
+    assert (statement.text, statement.reads, statement.controls) == (sql, reads, controls)
 
 
 @watched

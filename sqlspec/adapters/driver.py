@@ -173,13 +173,13 @@ class Driver(ABC):
     def read_to_end(self, cursor: Any) -> Any:
         """Read what would stand in the way of other statements, or of COMMIT; return what has the rows of the cursor.
 
-        It is called after a statement that has rows and may have changed something. What a procedure returned further
-        is lost: the next statement would get it otherwise, or its error.
+        It is called after a statement that has rows and may have left something behind them. What a procedure returned
+        further is lost: the next statement would get it otherwise, or its error.
         """
         return cursor
 
     def skip_further(self, cursor: Any) -> None:
-        """Read what a procedure returned behind the rows of an asynchronous cursor, which cannot ask for it."""
+        """Read what a procedure returned behind the rows that the cursor has, and raise its error."""
         return
 
     def note(self, error: BaseException, dialect: Dialect, connection: Any) -> None:

@@ -289,11 +289,14 @@ class MySQLClient(_MySQLDriver):
             connection.query(into + b",".join(rows))
 
     def read_to_end(self, cursor: Any) -> Any:
+        self.skip_further(cursor)
+        return cursor
+
+    def skip_further(self, cursor: Any) -> None:
         # The cursor has read its rows. The connection's own methods leave them there, as nextset() does not; and an
         # error is raised here, which SQLAlchemy would only log when it closes the cursor.
         while cursor.connection.next_result() == 0:
             cursor.connection.discard_result()
-        return cursor
 
     def host(self, connection: Any) -> str | None:
         host, _, way = connection.get_host_info().partition(" via ")
@@ -366,12 +369,16 @@ class Asyncmy(_MySQLDriver):
             self.within(connection, cursor.execute, statement)
 
     def read_to_end(self, cursor: Any) -> Any:
+        if not _has_further(cursor):
+            return cursor
         # what SQLAlchemy says of the first result set it asks asyncmy for, which would tell of the last one
         first = ReadCursor(cursor)
         self.skip_further(cursor)
         return first
 
     def skip_further(self, cursor: Any) -> None:
+        if not _has_further(cursor):
+            return
         # SQLAlchemy has read the first result set, and closes cursors without a look at the others
         further = cursor._cursor
 
@@ -384,6 +391,12 @@ class Asyncmy(_MySQLDriver):
     def discard(self, connection: Any) -> bool:
         # asyncmy has neither COM_CHANGE_USER nor COM_RESET_CONNECTION
         return False
+
+
+def _has_further(cursor: Any) -> bool:
+    """Tell whether the server has said that there is more behind the rows that have been read."""
+    result = cursor._cursor._result
+    return result is not None and bool(result.has_next)
 
 
 async def _allow_one_statement_a_call(connection: Any) -> None:

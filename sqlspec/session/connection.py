@@ -373,7 +373,7 @@ class Cursor:
                 method(statement.text, *arguments, **options)
             else:
                 connection._driver.within(connection._connection, method, statement.text, *arguments, **options)
-            if statement.controls == "unseen" and connection._driver.is_async:
+            if connection._driver.is_async:
                 connection._driver.skip_further(self._cursor)
         except (Exception, asyncio.CancelledError) as error:
             if statement.controls == "unseen":

@@ -31,6 +31,8 @@ class Statement:
         reads: whether a rollback would lose nothing of it.
         opens: whether it belongs in a transaction (SQLite's VACUUM and PRAGMA do not, nor what begins one).
         controls: what it does to a transaction itself: ``begin``, ``end``, or ``unseen``, where nobody can tell.
+        lingers: whether something of it may stand in the way of others behind its first row, or its first rows: changes
+            on SQLite whose rows are not read; on MySQL further results, which are seen in the server's answer only.
         alters: whether it changes the schema.
         queries: whether it is one of those that PostgreSQL has cursors for.
         columns: what the last execution returned: names and SQLAlchemy's metadata for them. A cache that any
@@ -44,6 +46,7 @@ class Statement:
     reads: bool = False
     opens: bool = True
     controls: Literal["begin", "end", "unseen"] | None = None
+    lingers: bool = False
     alters: bool = False
     queries: bool = True
     columns: Any = field(default=None, compare=False)
@@ -103,8 +106,11 @@ _CONTROLS: dict[str, Literal["begin", "end"]] = {
     "ABORT": "end",
     "ROLLBACK": "end",
 }
-# What may leave a transaction open under autocommit: MySQL's procedures, its code in comments, XA, autocommit itself.
-_UNSEEN = re.compile(rf"\s*+/\*M?!|{_BLANK}(?:CALL\b|XA\b|SET\b.*\bautocommit\b)", re.IGNORECASE | re.DOTALL)
+# What may leave a transaction open under autocommit: MySQL's procedures, what EXECUTE runs, its code in comments, XA,
+# autocommit itself.
+_UNSEEN = re.compile(rf"\s*+/\*M?!|{_BLANK}(?:CALL\b|EXECUTE\b|XA\b|SET\b.*\bautocommit\b)", re.IGNORECASE | re.DOTALL)
+# MariaDB's variables for one statement, which comes behind them
+_FOR_ONE = re.compile(rf"{_BLANK}SET\s++STATEMENT\b(?:'[^']*+'|[^'])*?\bFOR\b", re.IGNORECASE)
 _TO = re.compile(r"\bTO\b", re.IGNORECASE)
 _TEMPORARY = re.compile(r"\b(?:TEMPORARY|PREPARE)\b", re.IGNORECASE)
 _ALTERING = frozenset({"ALTER", "CREATE", "DROP"})
@@ -126,6 +132,8 @@ def prepare(sql: str, language: Language, style: Style) -> Statement:
     """
     syntax = _SYNTAXES[language]
     statement = Statement(sql) if style == "none" else _translate(sql, language, style)
+    if syntax == "mysql" and (behind := _FOR_ONE.match(sql)):
+        sql = sql[behind.end() :]
     word = _FIRST_WORD.match(sql)
     first = word[1].upper() if word else ""
     # ROLLBACK … TO SAVEPOINT ends nothing
@@ -136,6 +144,7 @@ def prepare(sql: str, language: Language, style: Style) -> Statement:
     statement.alters, statement.queries = first in _ALTERING, first in _QUERYING
     implied = syntax == "mysql" and first in _COMMITTING and not _TEMPORARY.search(sql)
     statement.reads = implied or (first in _READING and not _WRITING.search(sql))
+    statement.lingers = syntax == "mysql" or (syntax == "sqlite" and not statement.reads)
     return statement
 
 

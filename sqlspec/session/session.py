@@ -15,7 +15,7 @@ from sqlspec.exceptions import LoadError
 from sqlspec.pool import forks
 from sqlspec.session.base import BaseSession
 from sqlspec.session.bulk import sequences_of
-from sqlspec.session.placeholders import PlaceholderError, Statement, bind, bind_rows, rows_of
+from sqlspec.session.placeholders import PlaceholderError, Statement, bind, bind_rows, prepare, rows_of
 from sqlspec.session.result import DriverResult, NoCursor, WatchedCursor, columns_of
 from sqlspec.session.savepoint import Savepoint
 
@@ -204,8 +204,16 @@ class Session(BaseSession):
         return Savepoint(self, name=f"sqlspec_{self._savepoints}")
 
     def _receive(self, result: CursorResult[Any]) -> None:
-        if result.context._is_server_side:
+        context = result.context
+        if context._is_server_side:
             self._open_stream(result)
+        elif result.returns_rows and prepare(context.statement, self._driver.language, "none").lingers:
+            parameters = context.parameters if context.executemany else context.parameters[0]
+            try:
+                result.cursor = self._driver.read_to_end(result.cursor)
+                context._rowcount = result.cursor.rowcount
+            except BaseException as error:  # noqa: BLE001  # always raised again
+                self._fail(error, result.cursor, context.statement, parameters)
 
     def _open_stream(self, result: CursorResult[Any]) -> CursorResult[Any]:
         if result in self._streams:
@@ -266,7 +274,7 @@ class Session(BaseSession):
             else:
                 cursor.execute(statement.text, parameters)
             columns = columns_of(statement, cursor, self._driver, engine.dialect)
-            if columns is not None and not statement.reads:
+            if columns is not None and statement.lingers:
                 cursor = self._driver.read_to_end(cursor)
         except BaseException as error:  # noqa: BLE001  # always raised again
             if statement.controls == "unseen":
@@ -294,8 +302,6 @@ class Session(BaseSession):
             adopt_transaction(connection)
         try:
             result = connection.exec_driver_sql(statement.text, arguments or None, execution_options=options)
-            if result.returns_rows and not statement.reads and "stream_results" not in options:
-                self._read_to_end(result)
         except BaseException as error:
             if self._driver.is_async:
                 self._driver.note(getattr(error, "orig", error), self._engine.dialect, self._driver_connection)
@@ -309,13 +315,6 @@ class Session(BaseSession):
         if statement.controls is not None:
             self._follow(statement.controls)
         return self._remember(result)
-
-    def _read_to_end(self, result: CursorResult[Any]) -> None:
-        try:
-            result.cursor = self._driver.read_to_end(result.cursor)
-            result.context._rowcount = result.cursor.rowcount
-        except BaseException as error:  # noqa: BLE001  # always raised again
-            self._fail(error, result.cursor, result.context.statement)
 
     def _follow(self, control: str) -> None:
         """Know of a transaction that a statement in a string began or ended."""
