@@ -194,3 +194,52 @@ def test_tasks_stream_as_well(spec: SQLSpec, database: Database) -> None:
             assert (stats.created, stats.checked_out) == (1, 0)
 
     asyncio.run(main())
+
+
+FAIL_LATE = (
+    "CREATE PROCEDURE fail_late() BEGIN SELECT seq FROM seq_1_to_25; SELECT 2;"
+    " SIGNAL SQLSTATE '45000' SET message_text = 'late'; END"
+)
+
+
+@pytest.mark.parametrize("statement", ["CALL fail_late()", sa.text("CALL fail_late()")])
+@pytest.mark.parametrize("database", ["mariadb"], indirect=True)
+def test_an_error_behind_the_rows_of_a_stream_is_raised_where_they_end(
+    spec: SQLSpec, database: Database, statement: Any
+) -> None:
+    with spec.get_session("primary") as session:
+        session.execute("DROP PROCEDURE IF EXISTS fail_late")
+        session.execute(FAIL_LATE)
+    seen: list[int] = []
+    with spec.get_session("primary") as session:
+        with pytest.raises(exc.DBAPIError, match="late"), session.stream(statement, chunk_size=10) as rows:
+            seen += (row[0] for row in rows)
+        assert session.execute("SELECT 'mine'").scalar_one() == "mine"
+    assert seen == list(range(1, 26))
+
+    async def main() -> None:
+        async with SQLSpec() as registry:
+            registry.register_config(database.config(pool_size=1, max_overflow=0))
+            async with registry.get_async_session() as session:
+                with pytest.raises(exc.DBAPIError, match="late"):
+                    async with session.stream(statement, chunk_size=10) as rows:
+                        async for row in rows:
+                            seen.append(row[0])
+                assert await session.execute("SELECT 'mine'").scalar_one() == "mine"
+            assert registry.get_pool_stats().created == 1
+
+    asyncio.run(main())
+    assert seen == [*range(1, 26), *range(1, 26)]
+
+
+def test_a_stream_that_its_transaction_has_ended_is_closed_without_a_word(
+    spec: SQLSpec, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    with spec.get_session("primary") as session:
+        for close in (lambda rows: rows.close(), list):
+            rows = session.stream(NUMBERS[database.name], (50,), chunk_size=10)
+            assert next(iter(rows)) == (1,)
+            session.commit()
+            with contextlib.suppress(exc.ResourceClosedError):
+                close(rows)
+    assert caplog.messages == []

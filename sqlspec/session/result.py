@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 else:
     _Rows = IteratorResult
 
-__all__ = ["ClosedCursor", "DriverResult", "NoCursor", "WatchedCursor", "columns_of"]
+__all__ = ["ClosedCursor", "DriverResult", "NoCursor", "StreamCursor", "columns_of"]
 
 _NAME = operator.itemgetter(0)
 # the metadata of a statement without rows: every use of them raises SQLAlchemy's ResourceClosedError
@@ -72,27 +72,45 @@ class NoCursor:
 class ClosedCursor:
     """Stand for the cursor of a stream that its transaction has ended, to who still iterates over it."""
 
+    def close(self) -> None:
+        """Do nothing."""
+
     def __getattr__(self, name: str) -> NoReturn:
         raise exc.ResourceClosedError(
             "This stream was closed with its transaction: read its rows before the end of it."
         )
 
 
-class WatchedCursor:
-    """Be the cursor of a stream whose rows are waited for no longer than the driver has patience."""
+class StreamCursor:
+    """Be the cursor of a stream, whose rows are waited for no longer than the driver has patience.
+
+    What comes behind the rows is read with the last of them: where the procedure fails there, who iterates is told.
+    """
 
     def __init__(self, cursor: Any, driver: Driver, connection: Any) -> None:
         self._cursor = cursor
+        self._driver = driver
         self._within = functools.partial(driver.within, connection)
 
     def fetchone(self) -> Any:
-        return self._within(self._cursor.fetchone)
+        row = self._within(self._cursor.fetchone)
+        if row is None:
+            self._skip_further()
+        return row
 
     def fetchmany(self, *arguments: Any) -> Any:
-        return self._within(self._cursor.fetchmany, *arguments)
+        rows = self._within(self._cursor.fetchmany, *arguments)
+        if not rows:
+            self._skip_further()
+        return rows
 
     def fetchall(self) -> Any:
-        return self._within(self._cursor.fetchall)
+        rows = self._within(self._cursor.fetchall)
+        self._skip_further()
+        return rows
+
+    def _skip_further(self) -> None:
+        self._within(self._driver.skip_further, self._cursor)
 
     def close(self) -> None:
         self._within(self._cursor.close)

@@ -16,7 +16,7 @@ from sqlspec.pool import forks
 from sqlspec.session.base import BaseSession
 from sqlspec.session.bulk import sequences_of
 from sqlspec.session.placeholders import PlaceholderError, Statement, bind, bind_rows, prepare, rows_of
-from sqlspec.session.result import DriverResult, NoCursor, WatchedCursor, columns_of
+from sqlspec.session.result import DriverResult, NoCursor, StreamCursor, columns_of
 from sqlspec.session.savepoint import Savepoint
 
 __all__ = ["Session"]
@@ -218,8 +218,8 @@ class Session(BaseSession):
     def _open_stream(self, result: CursorResult[Any]) -> CursorResult[Any]:
         if result in self._streams:
             return result
-        if self._driver.patience is not None and result.cursor is not None:
-            result.cursor = cast("Any", WatchedCursor(result.cursor, self._driver, self._driver_connection))
+        if result.cursor is not None:
+            result.cursor = cast("Any", StreamCursor(result.cursor, self._driver, self._driver_connection))
         # on MySQL nothing else can run, not even COMMIT, before it is closed
         self._streams = [known for known in self._streams if not known._soft_closed] + [result]
         return result
