@@ -19,6 +19,7 @@ NUMBERS = {
     "mariadb": "SELECT seq FROM seq_1_to_1000000 WHERE seq <= ?",
     "sqlite": "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < ?) SELECT n FROM c",
 }
+USERS = sa.table("users", sa.column("name"))
 
 
 def test_rows_come_in_order_and_all_of_them(spec: SQLSpec, database: Database) -> None:
@@ -93,15 +94,85 @@ def test_on_mysql_nothing_runs_that_would_cut_a_stream_off(spec: SQLSpec, databa
 
 @pytest.mark.parametrize("database", ["postgresql", "psycopg"], indirect=True)
 def test_what_has_no_cursor_on_the_server_is_read_at_once(spec: SQLSpec) -> None:
-    users = sa.table("users", sa.column("name"))
+    users = USERS
+    insert = "INSERT INTO users (name) VALUES ('{}') RETURNING name"
+    added = sa.insert(users).values(name="g").returning(users.c.name).cte()
     with spec.get_session("primary") as session:
         for statement, rows in (
             ("INSERT INTO users (name) VALUES ('a'), ('b') RETURNING name", [("a",), ("b",)]),
             ("SHOW search_path", [('"$user", public',)]),
+            (sa.text("SHOW search_path"), [('"$user", public',)]),
             (sa.insert(users).values(name="c").returning(users.c.name), [("c",)]),
+            (sa.text(insert.format("d")), [("d",)]),
+            (f"WITH n AS (SELECT 1) {insert.format('e')}", [("e",)]),
+            (f"WITH n AS ({insert.format('f')}) SELECT name FROM n", [("f",)]),
+            (sa.select(added.c.name), [("g",)]),
+            ("WITH n AS (UPDATE users SET name = 'h' WHERE name = 'g' RETURNING *) SELECT name FROM n", [("h",)]),
+            ("WITH n AS ( DELETE FROM users WHERE name > 'c' RETURNING 1) SELECT count(*) FROM n", [(4,)]),
             ("WITH known AS (SELECT name FROM users) SELECT name FROM known WHERE name > 'b'", [("c",)]),
         ):
-            assert list(session.stream(statement)) == rows
+            assert list(session.stream(statement)) == sorted(rows), statement
+        assert not session.stream("SELECT name INTO TEMPORARY others FROM users").returns_rows
+        assert session.execute("SELECT count(*) FROM others").scalar() == 3
+
+
+@pytest.mark.parametrize("database", ["postgresql", "psycopg"], indirect=True)
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT name FROM users WHERE name <> 'INSERT INTO' FOR UPDATE -- INTO",
+        'SELECT count(update) AS "INTO" FROM (SELECT 1 AS update) AS delete /* (DELETE FROM x) */',
+        "WITH n AS (SELECT 1) TABLE n",
+        sa.text("VALUES (1)"),
+        sa.select(sa.literal_column("1")).with_for_update(),
+        sa.func.generate_series(1, 3),
+    ],
+)
+def test_what_has_a_cursor_on_the_server_comes_as_it_is_read(spec: SQLSpec, statement: Any) -> None:
+    with spec.get_session("primary") as session, session.stream(statement, chunk_size=1):
+        assert session.execute("SELECT count(*) FROM pg_cursors").scalar() == 1
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("is_streamed", [False, True])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "INSERT INTO users (name) VALUES ('a'), ('b'), ('c') RETURNING name",
+        "WITH n(name) AS (VALUES ('a'), ('b'), ('c')) INSERT INTO users (name) SELECT name FROM n RETURNING name",
+        sa.text("INSERT INTO users (name) VALUES ('a'), ('b'), ('c') RETURNING name"),
+        sa.insert(USERS).values([{"name": name} for name in "abc"]).returning(USERS.c.name),
+    ],
+)
+def test_on_sqlite_rows_of_a_change_that_are_not_read_stand_in_nobodys_way(
+    spec: SQLSpec, database: Database, statement: Any, is_streamed: bool
+) -> None:
+    names = "SELECT name FROM users ORDER BY name"
+    with spec.get_session("primary") as session:
+        with session.begin_nested():
+            rows = session.stream(statement, chunk_size=1) if is_streamed else session.execute(statement)
+            assert rows.fetchone() is not None
+        session.load_rows("users", [("d",)], columns=["name"])
+        session.commit()
+        assert session.execute(names).scalars().all() == ["a", "b", "c", "d"]
+        session.execute("DELETE FROM users")
+
+    async def main() -> None:
+        async with SQLSpec() as registry:
+            registry.register_config(database.config())
+            async with registry.get_async_session() as session:
+                async with session.begin_nested():
+                    if is_streamed:
+                        async for _ in session.stream(statement, chunk_size=1):
+                            break
+                    else:
+                        rows = await session.execute(statement)
+                        assert rows.fetchone() is not None
+                await session.load_rows("users", [("d",)], columns=["name"])
+                await session.commit()
+                assert (await session.execute(names)).scalars().all() == ["a", "b", "c", "d"]
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("end", ["commit", "rollback"])

@@ -86,8 +86,9 @@ class Driver(ABC):
     sends_begin: ClassVar[bool] = False
     # whether switching autocommit is a round trip: it stays as the last borrower had it until one needs another
     autocommit_stays: ClassVar[bool] = False
-    # whether its streams are those of queries only, by DECLARE; of other statements rows come all at once
-    declares_streams: ClassVar[bool] = False
+    # Whether only queries can be streamed: PostgreSQL declares cursors for no other statements, and on SQLite a change
+    # with rows that are not read stands in the way of others. Of other statements rows come all at once.
+    streams_queries_only: ClassVar[bool] = False
     # whether closing a connection a second time is an error, which PEP 249 leaves open
     closes_once: ClassVar[bool] = False
 

@@ -202,7 +202,7 @@ class Psycopg2(PostgreSQLDriver):
     """Do it on psycopg2."""
 
     name = "psycopg2"
-    declares_streams = True
+    streams_queries_only = True
 
     def uses_tls(self, connection: Any) -> bool:
         return bool(connection.info.ssl_in_use)
@@ -263,7 +263,7 @@ class Psycopg(PostgreSQLDriver):
     """Do it on psycopg (version 3)."""
 
     name = "psycopg"
-    declares_streams = True
+    streams_queries_only = True
     extra = "psycopg"
 
     def describe(self, cursor: Any) -> Any:

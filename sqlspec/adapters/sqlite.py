@@ -123,6 +123,7 @@ class SQLite3(Driver):
     language = "sqlite"
     isolation_levels = ("DEFERRED", "IMMEDIATE", "EXCLUSIVE", "SERIALIZABLE")
     sends_begin = True
+    streams_queries_only = True
 
     mark = "?"
     converters: ClassVar[Converters] = {

@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 
 from sqlspec.adapters.driver import Language, Syntax
 
-__all__ = ["PlaceholderError", "Statement", "bind", "bind_rows", "is_single", "prepare", "rows_of"]
+__all__ = ["PlaceholderError", "Statement", "bind", "bind_rows", "is_query", "is_single", "prepare", "rows_of"]
 
 Style = Literal["none", "positional", "named"]
 
@@ -34,7 +34,6 @@ class Statement:
         lingers: whether something of it may stand in the way of others behind its first row, or its first rows: changes
             on SQLite whose rows are not read; on MySQL further results, which are seen in the server's answer only.
         alters: whether it changes the schema.
-        queries: whether it is one of those that PostgreSQL has cursors for.
         columns: what the last execution returned: names and SQLAlchemy's metadata for them. A cache that any
             thread may replace; who uses it compares the names first.
     """
@@ -48,7 +47,6 @@ class Statement:
     controls: Literal["begin", "end", "unseen"] | None = None
     lingers: bool = False
     alters: bool = False
-    queries: bool = True
     columns: Any = field(default=None, compare=False)
 
 
@@ -98,6 +96,8 @@ _QUERYING = frozenset({"SELECT", "VALUES", "WITH", "TABLE"})
 _READING = _QUERYING | {"SHOW", "EXPLAIN", "DESCRIBE", "DESC", "PRAGMA", "SET"}
 # a query that begins like one and may change something all the same; found too often, never too rarely
 _WRITING = re.compile(r"\b(?:INSERT|UPDATE|DELETE|MERGE|REPLACE|INTO)\b", re.IGNORECASE)
+# Where a query makes a table, or changes rows in a WITH clause or behind it. UPDATE is also a part of FOR UPDATE.
+_CHANGING = re.compile(r"\bINTO\b|[()]\s*+(?:DELETE\s++FROM\b|UPDATE\s++[\w\"])", re.IGNORECASE)
 _CONTROLS: dict[str, Literal["begin", "end"]] = {
     "BEGIN": "begin",
     "START": "begin",
@@ -141,7 +141,7 @@ def prepare(sql: str, language: Language, style: Style) -> Statement:
     statement.opens = first not in _CONTROLS and not (syntax == "sqlite" and first in _OUTSIDE_TRANSACTIONS)
     if syntax == "mysql" and _UNSEEN.match(sql):
         statement.controls = "unseen"
-    statement.alters, statement.queries = first in _ALTERING, first in _QUERYING
+    statement.alters = first in _ALTERING
     implied = syntax == "mysql" and first in _COMMITTING and not _TEMPORARY.search(sql)
     statement.reads = implied or (first in _READING and not _WRITING.search(sql))
     statement.lingers = syntax == "mysql" or (syntax == "sqlite" and not statement.reads)
@@ -183,13 +183,23 @@ def _translate(sql: str, language: Language, style: Style) -> Statement:
 
 def is_single(sql: str, syntax: Syntax) -> bool:
     """Tell whether nothing comes after the first semicolon that is code, but for blanks, comments and semicolons."""
+    return not _plain(sql, syntax).partition(";")[2].strip("; \t\r\n\f\v")
+
+
+def is_query(sql: str, syntax: Syntax) -> bool:
+    """Tell whether it is a query that changes nothing: what PostgreSQL has cursors for."""
+    word = _FIRST_WORD.match(sql)
+    return word is not None and word[1].upper() in _QUERYING and not _CHANGING.search(_plain(sql, syntax))
+
+
+def _plain(sql: str, syntax: Syntax) -> str:
+    """Return the code of a statement, with blanks for comments and as many letters for what is quoted."""
     plain = list(sql)
     for match, end in _scan(sql, syntax):
         if match["opaque"] is not None:
-            # comments are blank, and what is quoted is code
             filler = " " if match[0].startswith(("--", "#", "/*")) else "x"
             plain[match.start() : end] = filler * (end - match.start())
-    return not "".join(plain).partition(";")[2].strip("; \t\r\n\f\v")
+    return "".join(plain)
 
 
 def _find(sql: str, syntax: Syntax) -> list[tuple[str, int, int, str]]:

@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn, TypeVar, cast, overload
 
-from sqlalchemy import CursorResult, Executable, Result, exc
+from sqlalchemy import ClauseElement, CursorResult, Executable, FunctionElement, Result, exc
 
 from sqlspec.adapters.loading import Position, RowProblem, Target
 from sqlspec.engine import adopt_transaction
@@ -15,7 +15,7 @@ from sqlspec.exceptions import LoadError
 from sqlspec.pool import forks
 from sqlspec.session.base import BaseSession
 from sqlspec.session.bulk import sequences_of
-from sqlspec.session.placeholders import PlaceholderError, Statement, bind, bind_rows, prepare, rows_of
+from sqlspec.session.placeholders import PlaceholderError, Statement, bind, bind_rows, is_query, prepare, rows_of
 from sqlspec.session.result import DriverResult, NoCursor, StreamCursor, columns_of
 from sqlspec.session.savepoint import Savepoint
 
@@ -98,8 +98,8 @@ class Session(BaseSession):
         """Run a query whose rows come from the server as they are read, ``chunk_size`` at a time.
 
         Iterate over it, best in a ``with`` block, which closes the cursor; the session closes it at the latest. On
-        MySQL nothing else can run in the session until it is read or closed, and is refused. What psycopg2 and psycopg
-        have no cursor for, such as INSERT … RETURNING, comes all at once.
+        MySQL nothing else can run in the session until it is read or closed, and is refused. Of statements that change
+        something, such as INSERT … RETURNING, the rows come all at once on psycopg2, psycopg and SQLite.
 
         Raises:
             sqlalchemy.exc.DBAPIError: as SQLAlchemy itself would raise it.
@@ -109,22 +109,25 @@ class Session(BaseSession):
             raise ValueError(f"chunk_size={chunk_size}: at least one row")
         if self._autocommit and self._driver.syntax == "postgresql":
             raise exc.InvalidRequestError("stream() needs a transaction on PostgreSQL, and this session autocommits")
+        options: dict[str, Any] = {}
+        if not self._driver.streams_queries_only or is_query(self._text_of(statement), self._driver.syntax):
+            options = {"stream_results": True, "yield_per": chunk_size}
         if not isinstance(statement, str):
-            options = self._stream_options(chunk_size, queries=not getattr(statement, "is_dml", False))
             return self._open_stream(self.connection().execute(statement, parameters, execution_options=options))
         try:
             prepared, values = bind(statement, parameters, self._driver.language)
         except PlaceholderError as error:
             problem = str(error)
         else:
-            options = self._stream_options(chunk_size, queries=prepared.queries)
             return self._open_stream(self._run_watched(prepared, values, many=False, options=options))
         return self._refuse(problem, statement, parameters)
 
-    def _stream_options(self, chunk_size: int, *, queries: bool) -> dict[str, Any]:
-        if self._driver.declares_streams and not queries:
-            return {}
-        return {"stream_results": True, "yield_per": chunk_size}
+    def _text_of(self, statement: str | Executable) -> str:
+        if isinstance(statement, FunctionElement):
+            statement = statement.select()
+        if isinstance(statement, ClauseElement):
+            return str(statement.compile(dialect=self._engine.dialect))
+        return str(statement)
 
     def load_rows(self, table: str, rows: Iterable[Any], columns: Sequence[str] = ()) -> int:
         """Load rows into a table by the driver's fastest way, within the transaction; return how many.
