@@ -60,7 +60,6 @@ def build_engine(config: NoPoolSyncConfig, name: str = "default", *, is_async: b
     if missing is not None:
         raise ConfigError(missing)
     options: dict[str, Any] = {
-        "connect_args": driver.connect_args(),
         "echo": config.echo or config.instrumentation.log_statements,
         "hide_parameters": not config.instrumentation.log_parameters,
         "pool_logging_name": config.instrumentation.pool_name or name,
@@ -71,6 +70,7 @@ def build_engine(config: NoPoolSyncConfig, name: str = "default", *, is_async: b
         if driver.syntax == "mysql":
             options["skip_autocommit_rollback"] = True
     try:
+        options["connect_args"] = driver.connect_args()
         engine = (_create_async_engine if is_async else sqlalchemy.create_engine)(driver.url(), **options)
     except ModuleNotFoundError as error:
         extra = f"pip install 'sqlspec-pool[{driver.extra}]'" if driver.extra else "install it"

@@ -818,3 +818,80 @@ def test_a_transaction_that_a_procedure_leaves_open_takes_nothing_of_the_next_on
     assert found[0] == "Alice"
     assert found[-1] == "Bob"
     assert fails is ("Mallory" not in found) or how == "connection"
+
+
+@pytest.mark.parametrize("database", ["postgresql", "psycopg"], indirect=True)
+@pytest.mark.parametrize("way", ["a string", "an executable", "its connection"])
+def test_a_commit_that_would_undo_what_an_error_has_aborted_raises(any_spec: Any, way: str) -> None:
+    insert = "INSERT INTO users (name) VALUES ('kept?')"
+
+    def fail(session: Any) -> None:
+        with pytest.raises(exc.DBAPIError):
+            session.execute("SELECT 1 / 0" if way == "a string" else sa.text("SELECT 1 / 0"))
+
+    with pytest.raises(exc.DBAPIError, match="aborted"), any_spec.get_session("primary") as session:
+        if way == "its connection":
+            session.connection()
+        session.execute(insert)
+        fail(session)
+    with any_spec.get_session("primary") as session:
+        session.execute(insert)
+        fail(session)
+        with pytest.raises(exc.DBAPIError, match="aborted"):
+            session.commit()
+        with pytest.raises(exc.PendingRollbackError, match="call rollback"):
+            session.execute(insert)
+        session.rollback()
+        assert session.execute("SELECT count(*) FROM users").scalar() == 0
+        # a savepoint brings it back to life
+        session.execute(insert)
+        with contextlib.suppress(exc.DBAPIError), session.begin_nested():
+            session.execute("SELECT 1 / 0")
+    with any_spec.get_session("primary") as session:
+        assert session.execute("SELECT count(*) FROM users").scalar() == 1
+    assert any_spec.get_pool_stats("primary").created == 1
+
+
+@pytest.mark.parametrize("database", ["postgresql", "psycopg"], indirect=True)
+def test_a_commit_on_a_connection_or_an_engine_that_would_undo_it_raises(any_spec: Any) -> None:
+    insert = "INSERT INTO users (name) VALUES ('kept?')"
+    errors = any_spec.get_engine("primary").dialect.loaded_dbapi
+    with any_spec.get_connection("primary") as connection:
+        connection.cursor().execute(insert)
+        with pytest.raises(errors.Error):
+            connection.cursor().execute("SELECT 1 / 0")
+        with pytest.raises(errors.Error, match="aborted"):
+            connection.commit()
+        connection.rollback()
+        connection.cursor().execute(insert)
+        connection.commit()
+    if not any_spec.get_engine("primary").dialect.is_async:
+        with any_spec.get_engine("primary").connect() as connection:
+            with pytest.raises(exc.DBAPIError):
+                connection.exec_driver_sql("SELECT 1 / 0")
+            with pytest.raises(exc.DBAPIError, match="aborted"):
+                connection.commit()
+    with any_spec.get_session("primary") as session:
+        assert session.execute("SELECT count(*) FROM users").scalar() == 1
+
+
+@pytest.mark.parametrize("database", ["postgresql", "psycopg"], indirect=True)
+# psycopg's, of a cursor that it could not close
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_stream_whose_cursor_somebody_has_closed_loses_no_work_in_silence(any_spec: Any) -> None:
+    is_told = False
+    try:
+        with any_spec.get_session("primary") as session:
+            session.execute("INSERT INTO users (name) VALUES ('kept?')")
+            rows = session.execute(sa.text("SELECT generate_series(1, 500)").execution_options(yield_per=10))
+            assert rows.fetchone() == (1,)
+            session.execute("CLOSE ALL")
+    except exc.InternalError:
+        is_told = True
+    rows = None
+    gc.collect()
+    with any_spec.get_session("primary") as session:
+        kept = session.execute("SELECT count(*) FROM users").scalar()
+    assert kept == (0 if is_told else 1)
+    # asyncpg ends its cursors without asking the server
+    assert is_told == (any_spec.get_engine("primary").dialect.driver != "asyncpg")

@@ -31,6 +31,8 @@ class Asyncpg(PostgreSQLDriver):
         return url.set(query={key: value for key, value in url.query.items() if key in _HOSTS})
 
     def connect_args(self) -> dict[str, Any]:
+        from sqlspec.adapters.committed import CommittedConnection
+
         config = self._config
         settings = {"application_name": config.application_name, "client_encoding": config.client_encoding}
         if options := self._options():
@@ -40,7 +42,11 @@ class Asyncpg(PostgreSQLDriver):
             query["sslmode"] = config.tls
         if config.tls_ca is not None:
             query["sslrootcert"] = config.tls_ca
-        arguments: dict[str, Any] = {"timeout": config.connect_timeout, "server_settings": settings}
+        arguments: dict[str, Any] = {
+            "timeout": config.connect_timeout,
+            "server_settings": settings,
+            "connection_class": CommittedConnection,
+        }
         if config.prepare_threshold is None:
             # a proxy hands each transaction to another server connection, which knows no statement prepared before
             arguments |= {"statement_cache_size": 0, "prepared_statement_cache_size": 0}

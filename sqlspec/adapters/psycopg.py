@@ -39,6 +39,8 @@ ALL_BUT_STATEMENTS = (
 # those of a borrower, who wrote PREPARE
 PREPARED_BY_HAND = "SELECT name FROM pg_catalog.pg_prepared_statements WHERE from_sql"
 
+# libpq's PQTRANS_INERROR
+_IN_ERROR = 3
 # where COPY met a bad row
 _LINE = re.compile(r"\bCOPY .*?, line (\d+)")
 
@@ -153,6 +155,21 @@ class PostgreSQLDriver(Driver):
     def _set_read_only(self, connection: Any, read_only: bool | None) -> None:
         raise NotImplementedError
 
+    def end(self, connection: Any, how: Literal["commit", "rollback"]) -> None:
+        if how == "commit" and self._is_aborted(connection):
+            # PostgreSQL would answer ROLLBACK, which the drivers take for success. To anything else it says why not; and
+            # the transaction ends all the same.
+            try:
+                with closing(connection.cursor()) as cursor:
+                    self.within(connection, cursor.execute, "SELECT 1")
+            finally:
+                super().end(connection, "rollback")
+        super().end(connection, how)
+
+    def _is_aborted(self, connection: Any) -> bool:
+        """Tell whether an error has aborted the transaction, without asking the server."""
+        return False
+
     def check_preparing(self) -> None:
         if self._config.prepare_threshold is None:
             raise ConfigError("prepare_threshold=None says that a proxy is in between: nothing can be prepared there")
@@ -219,6 +236,9 @@ class Psycopg2(PostgreSQLDriver):
         # what came for who listened
         cursor.connection.notifies.clear()
 
+    def _is_aborted(self, connection: Any) -> bool:
+        return bool(connection.get_transaction_status() == _IN_ERROR)
+
     def parse_json(self, connection: Any, enabled: bool) -> None:
         from psycopg2 import extras
 
@@ -277,6 +297,9 @@ class Psycopg(PostgreSQLDriver):
     def uses_tls(self, connection: Any) -> bool:
         return bool(connection.pgconn.ssl_in_use)
 
+    def _is_aborted(self, connection: Any) -> bool:
+        return bool(connection.pgconn.transaction_status == _IN_ERROR)
+
     def parse_json(self, connection: Any, enabled: bool) -> None:
         from psycopg.types.json import set_json_loads
 
@@ -316,6 +339,9 @@ class PsycopgAsync(Psycopg):
 
     def uses_tls(self, connection: Any) -> bool:
         return super().uses_tls(connection.driver_connection)
+
+    def _is_aborted(self, connection: Any) -> bool:
+        return super()._is_aborted(connection.driver_connection)
 
     def parse_json(self, connection: Any, enabled: bool) -> None:
         super().parse_json(connection.driver_connection, enabled)

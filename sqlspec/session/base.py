@@ -106,7 +106,7 @@ class BaseSession:
         if self._in_transaction and not self._autocommit and not self._is_lost:
             self._require_own()
             try:
-                self._driver.within(self._driver_connection, self._driver_connection.commit)
+                self._driver.end(self._driver_connection, "commit")
             except BaseException as error:  # noqa: BLE001  # always raised again
                 self._uncommitted = True
                 self._fail(error)
@@ -128,7 +128,9 @@ class BaseSession:
         if how == "commit":
             self._require_committed()
         self._close_streams()
-        self._uncommitted = self._is_lost = False
+        self._is_lost = False
+        # until it is known
+        self._uncommitted = how == "commit"
         connection = self._connection
         failed = connection is not None and not connection.in_transaction() and connection.get_transaction() is not None
         if connection is not None and (failed or connection.in_transaction()):
@@ -140,7 +142,7 @@ class BaseSession:
                 self._driver.end(self._driver_connection, how)
             except BaseException as error:  # noqa: BLE001  # always raised again
                 self._fail(error)
-        self._in_transaction = self._by_hand = False
+        self._in_transaction = self._by_hand = self._uncommitted = False
         self._transactions += 1
         if connection is not None:
             self._living(connection)

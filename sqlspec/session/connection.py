@@ -8,7 +8,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any, NoReturn, Self, cast
+from typing import Any, Literal, NoReturn, Self, cast
 
 from sqlalchemy.engine import Dialect
 from sqlalchemy.pool import PoolProxiedConnection
@@ -115,16 +115,16 @@ class Connection:
     def commit(self) -> None:
         """Commit the transaction."""
         self._live()
-        self._finish(self._connection.commit)
+        self._finish("commit")
 
     def rollback(self) -> None:
         """Roll the transaction back."""
         self._live()
-        self._finish(self._connection.rollback)
+        self._finish("rollback")
 
-    def _finish(self, how: Callable[[], object]) -> None:
+    def _finish(self, how: Literal["commit", "rollback"]) -> None:
         try:
-            self._driver.within(self._connection, how)
+            self._driver.end(self._connection, how)
         except (Exception, asyncio.CancelledError) as error:
             self._failed(error, None)
             raise
