@@ -188,3 +188,68 @@ def test_what_comes_after_the_rows_of_a_procedure_takes_none_of_them_away(
         result = session.execute(f"BEGIN NOT ATOMIC SELECT 1 UNION SELECT 2 UNION SELECT 3; {end}; END")
         assert result.rowcount == 3
         assert [result.fetchone() for _ in range(4)] == [(1,), (2,), (3,), None]
+
+
+@pytest.mark.parametrize(
+    ("sql", "alters"),
+    [
+        ("ALTER TABLE users ADD x INTEGER", True),
+        ("/* x */ drop table users", True),
+        ("CREATE OR  REPLACE VIEW seen AS SELECT 1", True),
+        ("CREATE TEMPORARY TABLE mine (id INTEGER)", False),
+        ("CREATE TABLE more (id INTEGER)", False),
+        ("CREATE INDEX ON users (name)", False),
+        ("SELECT 1", False),
+    ],
+)
+def test_only_what_changes_what_there_is_makes_plans_too_old(sql: str, alters: bool) -> None:
+    assert prepare(sql, "postgresql $1", "none").alters is alters
+
+
+@watched
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_a_change_of_the_schema_reaches_what_another_task_prepares_while_it_waits(
+    database: Database, spec: SQLSpec, is_watched: bool
+) -> None:
+    async def main() -> None:
+        async with SQLSpec() as registry:
+            registry.register_config(database.config(), "primary")
+            if is_watched:
+                engine = registry.get_async_engine("primary").sync_engine
+                sa.event.listen(engine, "after_cursor_execute", lambda *_: None)
+
+            async def alter() -> None:
+                async with registry.get_async_session("primary") as session:
+                    await session.execute("ALTER TABLE users ADD COLUMN more INTEGER")
+
+            async with registry.get_async_session("primary") as session:
+                await session.execute("LOCK TABLE users IN ACCESS SHARE MODE")
+                task = asyncio.create_task(alter())
+                waiting = "SELECT count(*) FROM pg_locks WHERE relation = 'users'::regclass AND NOT granted"
+                async with registry.get_async_session("primary", autocommit=True) as other:
+                    while not await other.execute(waiting).scalar():
+                        await asyncio.sleep(0.01)
+                # of the schema before the change, and after the change was sent
+                assert (await session.execute("SELECT * FROM users")).keys() == ["id", "name"]
+                await session.commit()
+                await task
+                assert list((await session.execute("SELECT * FROM users")).keys()) == ["id", "name", "more"]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_a_temporary_table_leaves_what_is_prepared_alone(database: Database, spec: SQLSpec) -> None:
+    async def main() -> None:
+        async with SQLSpec() as registry:
+            registry.register_config(database.config(pool_size=1, max_overflow=0))
+            async with registry.get_async_session() as session:
+                await session.execute("SELECT 41 + 1")
+                times = "SELECT prepare_time FROM pg_prepared_statements WHERE statement = 'SELECT 41 + 1'"
+                before = await session.execute(times).all()
+                await session.execute("CREATE TEMPORARY TABLE mine (id INTEGER)")
+                await session.execute("SELECT 41 + 1")
+                assert await session.execute(times).all() == before
+                assert len(before) == 1
+
+    asyncio.run(main())

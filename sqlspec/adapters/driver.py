@@ -168,7 +168,7 @@ class Driver(ABC):
         return
 
     def schema_changes(self, dialect: Dialect) -> None:
-        """Know that plans are too old from now on."""
+        """Know that a statement has changed the schema, and what was prepared before is too old."""
         return
 
     def read_to_end(self, cursor: Any) -> Any:

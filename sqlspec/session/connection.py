@@ -364,8 +364,6 @@ class Cursor:
         connection = self._connection
         try:
             connection._before(statement)
-            if statement.alters:
-                connection._driver.schema_changes(connection._dialect)
             if connection._driver.is_async:
                 connection._driver.follow_schema(self._cursor, connection._dialect)
             # many statements have the server's limit, each of them
@@ -380,8 +378,10 @@ class Cursor:
                 connection._after(statement)
             connection._failed(error, self._cursor)
             raise
+        if statement.alters:
+            connection._driver.schema_changes(connection._dialect)
         if statement.controls is not None:
-            self._connection._after(statement)
+            connection._after(statement)
 
     def _fetch(self, method: Callable[..., Any], *arguments: Any) -> Any:
         self._connection._live()

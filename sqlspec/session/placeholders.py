@@ -33,7 +33,7 @@ class Statement:
         controls: what it does to a transaction itself: ``begin``, ``end``, or ``unseen``, where nobody can tell.
         lingers: whether something of it may stand in the way of others behind its first row, or its first rows: changes
             on SQLite whose rows are not read; on MySQL further results, which are seen in the server's answer only.
-        alters: whether it changes the schema.
+        alters: whether it changes what there is of the schema, and with it the plans of statements.
         columns: what the last execution returned: names and SQLAlchemy's metadata for them. A cache that any
             thread may replace; who uses it compares the names first.
     """
@@ -113,9 +113,10 @@ _UNSEEN = re.compile(rf"\s*+/\*M?!|{_BLANK}(?:CALL\b|EXECUTE\b|XA\b|SET\b.*\baut
 _FOR_ONE = re.compile(rf"{_BLANK}SET\s++STATEMENT\b(?:'[^']*+'|[^'])*?\bFOR\b", re.IGNORECASE)
 _TO = re.compile(r"\bTO\b", re.IGNORECASE)
 _TEMPORARY = re.compile(r"\b(?:TEMPORARY|PREPARE)\b", re.IGNORECASE)
-_ALTERING = frozenset({"ALTER", "CREATE", "DROP"})
+# what is new changes no plan that there is
+_REPLACING = re.compile(rf"{_BLANK}(?:ALTER|DROP|CREATE\s++OR\s++REPLACE)\b", re.IGNORECASE)
 # MySQL commits before and after these: nothing of them is lost
-_COMMITTING = _ALTERING | {"GRANT", "RENAME", "REVOKE", "TRUNCATE"}
+_COMMITTING = frozenset({"ALTER", "CREATE", "DROP", "GRANT", "RENAME", "REVOKE", "TRUNCATE"})
 _ROWS = frozenset({tuple, list, dict})
 _OUTSIDE_TRANSACTIONS = frozenset({"PRAGMA", "VACUUM", "ATTACH", "DETACH"})
 
@@ -141,7 +142,7 @@ def prepare(sql: str, language: Language, style: Style) -> Statement:
     statement.opens = first not in _CONTROLS and not (syntax == "sqlite" and first in _OUTSIDE_TRANSACTIONS)
     if syntax == "mysql" and _UNSEEN.match(sql):
         statement.controls = "unseen"
-    statement.alters = first in _ALTERING
+    statement.alters = _REPLACING.match(sql) is not None
     implied = syntax == "mysql" and first in _COMMITTING and not _TEMPORARY.search(sql)
     statement.reads = implied or (first in _READING and not _WRITING.search(sql))
     statement.lingers = syntax == "mysql" or (syntax == "sqlite" and not statement.reads)

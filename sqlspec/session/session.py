@@ -248,8 +248,6 @@ class Session(BaseSession):
         elif self._process_id != forks.process_id:
             forks.refuse(self._process_id)
         engine = self._engine
-        if statement.alters:
-            self._driver.schema_changes(engine.dialect)
         # Somebody listens to statements, or wants them in the log: they go the way that SQLAlchemy's own go.
         watched = engine._has_events or engine.dialect._has_events or self._echo
         if watched or (connection is not None and connection._has_events):
@@ -283,6 +281,8 @@ class Session(BaseSession):
             if statement.controls == "unseen":
                 self._follow("unseen")
             self._fail(error, cursor, statement.text, parameters)
+        if statement.alters:
+            self._driver.schema_changes(engine.dialect)
         if statement.controls is not None:
             self._follow(statement.controls)
         result = DriverResult(columns, cursor, self)
@@ -315,6 +315,8 @@ class Session(BaseSession):
             raise
         if outside and statement.controls != "begin":
             connection.commit()
+        if statement.alters:
+            self._driver.schema_changes(self._engine.dialect)
         if statement.controls is not None:
             self._follow(statement.controls)
         return self._remember(result)
