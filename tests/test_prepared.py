@@ -126,6 +126,46 @@ def test_it_is_prepared_anew_after_a_change_of_the_schema(spec: SQLSpec, cache: 
         assert statement.execute().fetchone() == (1, "Bob")
 
 
+def test_a_parameter_whose_type_has_changed_is_prepared_anew_and_nothing_outdated_stays(
+    spec: SQLSpec, cache: PreparedStatementCache
+) -> None:
+    if not is_psycopg2(spec):
+        return
+    insert, ask = "INSERT INTO users (name) VALUES (?)", "SELECT name FROM users WHERE name = ?"
+
+    def run(value: object) -> Any:
+        with spec.get_connection("primary") as connection:
+            cache.get_or_prepare(connection, insert).execute((value,))
+            connection.commit()
+            return cache.get_or_prepare(connection, ask).execute((value,)).fetchone()
+
+    def change(to: str) -> None:
+        with spec.get_session("primary") as session:
+            session.execute(f"ALTER TABLE users ALTER COLUMN name TYPE {to}")
+
+    assert run("1") == ("1",)
+    change("INTEGER USING name::integer")
+    assert run(2) == (2,)
+    change("VARCHAR(9)")
+    assert run("three") == ("three",)
+    assert len(prepared(spec)) == 2
+    # in the middle of a transaction, the next one has it prepared anew
+    change("INTEGER USING length(name) + id")
+    driver = spec.get_engine("primary").dialect.loaded_dbapi
+    with spec.get_connection("primary") as connection:
+        connection.cursor().execute("SELECT 1")
+        statement = cache.get_or_prepare(connection, insert)
+        with pytest.raises(driver.ProgrammingError, match="is of type integer"):
+            statement.execute((50,))
+        connection.rollback()
+        statement.execute((50,))
+        connection.commit()
+    assert len(prepared(spec)) == 2
+    # a value that was never right is told as before
+    with spec.get_connection("primary") as connection, pytest.raises(driver.DataError, match="syntax for type integer"):
+        cache.get_or_prepare(connection, "SELECT CAST(? AS INTEGER)").execute(("x",))
+
+
 @pytest.mark.parametrize("autocommit", [False, True])
 def test_a_change_of_the_schema_ends_no_transaction_that_was_begun(
     spec: SQLSpec, database: Database, cache: PreparedStatementCache, autocommit: bool

@@ -157,8 +157,8 @@ class PostgreSQLDriver(Driver):
 
     def end(self, connection: Any, how: Literal["commit", "rollback"]) -> None:
         if how == "commit" and self._is_aborted(connection):
-            # PostgreSQL would answer ROLLBACK, which the drivers take for success. To anything else it says why not. The
-            # transaction ends all the same.
+            # PostgreSQL would answer ROLLBACK, which the drivers take for success. To anything else it says why not.
+            # The transaction ends all the same.
             try:
                 with closing(connection.cursor()) as cursor:
                     self.within(connection, cursor.execute, "SELECT 1")

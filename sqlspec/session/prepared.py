@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections import OrderedDict
 from typing import Any
 
@@ -14,8 +15,9 @@ __all__ = ["PreparedStatement", "PreparedStatementCache"]
 
 # names of prepared statements are never used twice
 _numbers = itertools.count(1)
-# a schema change has made the plan invalid; somebody has deallocated it
-_FORGOTTEN = frozenset({"0A000", "26000"})
+# SQLSTATEs of what may come of a change of the schema: other columns; a type that a parameter no longer has, found
+# before anything runs (all of class 42) or in a value; and of a statement that somebody has deallocated.
+_OUTDATED = re.compile("0A000|26000|42...|22P02|22P03|22003")
 _DEALLOCATE = (
     "DO $sqlspec$ BEGIN IF EXISTS (SELECT FROM pg_prepared_statements WHERE name = '{0}') "
     "THEN DEALLOCATE {0}; END IF; END $sqlspec$"
@@ -62,15 +64,15 @@ class _ByHand(PreparedStatement):
 
     def prepared(self) -> str:
         """Return its name on the server, which it has from now on, and is the most recently used one."""
-        known = _of(self._connection)
-        if self._sql in known:
+        known, outdated = _of(self._connection)
+        if self._sql in known and known[self._sql] not in outdated:
             known.move_to_end(self._sql)
             return known[self._sql]
-        while len(known) >= self._max_size:
-            oldest = next(iter(known))
+        while self._sql in known or len(known) >= self._max_size:
+            oldest = self._sql if self._sql in known else next(iter(known))
             # of what somebody has deallocated by hand, it is no error; and it is known until it is done
             _send(self._connection, _DEALLOCATE.format(known[oldest]))
-            del known[oldest]
+            outdated.discard(known.pop(oldest))
         name = f"sqlspec_{next(_numbers)}"
         _send(self._connection, f"PREPARE {name} AS {self._statement.text}")
         known[self._sql] = name
@@ -80,14 +82,16 @@ class _ByHand(PreparedStatement):
         connection = self._connection
         # after a rollback it can be tried again, where that would undo nothing
         is_used = connection._open or connection._begun or connection._touched
+        name = self.prepared()
         try:
-            return self._execute(self.prepared(), parameters)
+            return self._execute(name, parameters)
         except Exception as error:
-            if getattr(error, "pgcode", None) not in _FORGOTTEN:
+            if not _OUTDATED.match(getattr(error, "pgcode", None) or ""):
                 raise
-            _of(connection).pop(self._sql, None)
+            # when it is run again, it is prepared anew
+            _of(connection)[1].add(name)
             if is_used:
-                # the transaction is lost; when it is run again, the statement is prepared anew
+                # the transaction is lost
                 raise
         connection.rollback()
         return self._execute(self.prepared(), parameters)
@@ -165,8 +169,10 @@ class PreparedStatementCache:
         return statement
 
 
-def _of(connection: Connection) -> OrderedDict[str, str]:
-    """Return the names of what is prepared on the physical connection, by text, the least recently used first."""
+def _of(connection: Connection) -> tuple[OrderedDict[str, str], set[str]]:
+    """Return the names of what is prepared on the physical connection, and which of them may be outdated.
+
+    The names are by text, the least recently used first.
+    """
     state: dict[str, Any] = connection._live().info.setdefault(SESSION_STATE, {})
-    known: OrderedDict[str, str] = state.setdefault("prepared", OrderedDict())
-    return known
+    return state.setdefault("prepared", OrderedDict()), state.setdefault("outdated", set())
