@@ -197,9 +197,26 @@ def test_a_row_is_named_where_one_is_at_fault_and_only_there(
 
 
 def test_no_row_is_at_fault_where_none_may_be_written(any_items: Any) -> None:
-    with any_items.get_session("primary", read_only=True) as session, pytest.raises(LoadError) as failed:
+    with pytest.raises(LoadError) as failed, any_items.get_session("primary", read_only=True) as session:
         session.load_rows("items", [(1, "a"), (2, "b")], columns=["id", "name"])
     assert failed.value.position is None
+
+
+@pytest.mark.parametrize("database", ["postgresql", "psycopg", "mariadb"], indirect=True)
+def test_no_row_is_at_fault_where_somebody_else_has_locked_it(
+    items: SQLSpec, any_items: Any, database: Database
+) -> None:
+    patience = {"postgresql": "SET lock_timeout = 200", "mariadb": "SET innodb_lock_wait_timeout = 1"}[database.name]
+    items.register_config(database.config(), "other")
+    with items.get_session("other") as other, any_items.get_session("primary") as session:
+        other.execute("INSERT INTO items (id) VALUES (3)")
+        session.execute(patience)
+        with pytest.raises(LoadError, match="a row for items") as failed:
+            session.load_rows("items", [(number,) for number in range(1, 6)], columns=["id"])
+        session.rollback()
+        other.rollback()
+    assert failed.value.position is None
+    assert found(items) == []
 
 
 def test_no_row_is_at_fault_where_the_database_computes_the_column(any_items: Any, database: Database) -> None:

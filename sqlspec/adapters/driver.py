@@ -240,13 +240,23 @@ class Driver(ABC):
                         cursor.execute("ROLLBACK TO SAVEPOINT sqlspec_load")
                     except Exception:  # noqa: BLE001  # the transaction has gone with it, or the connection
                         raise error from None
-                    for position, row in enumerate(batch, rows.taken - len(batch) + 1):
-                        try:
-                            self._load_batch(cursor, target, insert, [row])
-                        except Exception as of_row:
-                            rows.bad = None if self._fails_anyway(cursor, target, of_row) else position
-                            raise
+                    if self._is_of_a_row(error):
+                        self._find_bad(cursor, target, insert, batch, rows)
                     raise
+
+    def _find_bad(self, cursor: Any, target: Target, insert: str, batch: list[Sequence[Any]], rows: Position) -> None:
+        """Load the rows of a batch one by one, and raise the error of the one that is refused."""
+        for position, row in enumerate(batch, rows.taken - len(batch) + 1):
+            try:
+                self._load_batch(cursor, target, insert, [row])
+            except Exception as error:
+                is_blamed = self._is_of_a_row(error) and not self._fails_anyway(cursor, target, error)
+                rows.bad = position if is_blamed else None
+                raise
+
+    def _is_of_a_row(self, error: Exception) -> bool:
+        """Tell whether a row may be to blame for the error, as none is for a lock, a deadline or a full disk."""
+        return True
 
     def _fails_anyway(self, cursor: Any, target: Target, error: Exception) -> bool:
         """Tell whether the error of a row comes without any row as well, as that of a table which is not there."""

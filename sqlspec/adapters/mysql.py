@@ -112,6 +112,18 @@ class MySQLConfig(MySQLPoolConfig, SyncDatabaseConfig):
         return Asyncmy(self)
 
 
+# What no row is to blame for: no room, on disk (1021), in memory (1037, 1038, 1041) or in the table (1114); locks
+# (1015, 1020, 1099, 1100, 1205, 1206, 1213, 3572); statements that are ended (1053, 1317, 1927, 1969, 3024); lost
+# connections.
+_OF_NO_ROW = {
+    (number,)
+    for number in (
+        *(1015, 1020, 1021, 1037, 1038, 1041, 1053, 1099, 1100, 1114, 1205, 1206, 1213, 1317, 1927, 1969),
+        *(2006, 2013, 2014, 3024, 3572),
+    )
+}
+
+
 def _without_zone(value: datetime) -> datetime:
     """Return the time in UTC: MySQL's DATETIME has no zone, and its drivers would drop it."""
     return value if value.tzinfo is None else value.astimezone(UTC).replace(tzinfo=None)
@@ -239,6 +251,9 @@ class _MySQLDriver(Driver):
 
     def _insert(self, cursor: Any, target: Target, insert: str, batch: list[Sequence[Any]]) -> None:
         cursor.executemany(insert, batch)
+
+    def _is_of_a_row(self, error: Exception) -> bool:
+        return error.args[:1] not in _OF_NO_ROW
 
     def set_autocommit(self, connection: Any, enabled: bool) -> None:
         if connection.get_autocommit() != enabled:

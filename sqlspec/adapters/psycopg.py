@@ -41,6 +41,9 @@ PREPARED_BY_HAND = "SELECT name FROM pg_catalog.pg_prepared_statements WHERE fro
 
 # libpq's PQTRANS_INERROR
 _IN_ERROR = 3
+# The classes of SQLSTATEs that no row is to blame for: connections, read-only transactions, deadlocks, resources,
+# locks, what ends statements, the system.
+_OF_NO_ROW = frozenset({"08", "25", "40", "53", "55", "57", "58"})
 # where COPY met a bad row
 _LINE = re.compile(r"\bCOPY .*?, line (\d+)")
 
@@ -182,8 +185,13 @@ class PostgreSQLDriver(Driver):
         try:
             self._copy(connection, target, chunks)
         except Exception as error:
-            rows.bad = rows.bad or _line_of(error)
+            if rows.bad is None and self._is_of_a_row(error):
+                rows.bad = _line_of(error)
             raise
+
+    def _is_of_a_row(self, error: Exception) -> bool:
+        state = getattr(error, "pgcode", None) or getattr(error, "sqlstate", None) or ""
+        return state[:2] not in _OF_NO_ROW
 
     def _copy(self, connection: Any, target: Target, chunks: Iterator[bytes]) -> None:
         raise NotImplementedError
