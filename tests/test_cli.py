@@ -108,12 +108,13 @@ def test_copy_copies_a_table(spec: SQLSpec, database: Database, tmp_path: Path) 
         ("other.people", "other.people", 2, "twice"),
         ("nobody.users", "other.people", 2, "there is no config 'nobody': did you mean"),
         ("primary.users", "nobody.people", 2, "there is no config 'nobody': did you mean"),
-        ("primary.usres", "other.people", 1, "there is no table usres in primary: did you mean users?"),
-        ("primary.users", "other.peple", 1, "there is no table peple in other: did you mean people?"),
-        ("primary.users", "other.x", 1, "there is no table x in other: create it first"),
-        ("primary.nowhere.users", "other.people", 1, "nowhere"),
-        ("primary.users", "other.nowhere.people", 1, "nowhere"),
+        ("primary.usres", "other.people", 2, "there is no table usres in primary: did you mean users?"),
+        ("primary.users", "other.peple", 2, "there is no table peple in other: did you mean people?"),
+        ("primary.users", "other.x", 2, "there is no table x in other: create it first"),
+        ("primary.nowhere.users", "other.people", 2, "nowhere"),
+        ("primary.users", "other.nowhere.people", 2, "nowhere"),
         ("primary.users", "other.narrow", 1, "other.narrow has no column name: add it"),
+        ("primary.users", "other.computed", 1, "other.computed computes all its columns itself: there is nothing to"),
         ("primary.users", "other.seen", 1, "cannot modify seen because it is a view"),
         ("down.users", "other.people", 1, "refused"),
         ("primary.users", "down.people", 1, "down.people cannot be looked at"),
@@ -126,6 +127,8 @@ def test_what_is_typed_wrong_for_copy_is_told_in_one_line(
     with SQLSpec.from_toml(path) as registry, registry.get_session("other") as session:
         session.execute("CREATE TABLE people (id INTEGER PRIMARY KEY, name TEXT)")
         session.execute("CREATE TABLE narrow (id INTEGER PRIMARY KEY)")
+        twice = ", ".join(f"{name} INTEGER GENERATED ALWAYS AS (a * 2) STORED" for name in ("id", "name"))
+        session.execute(f"CREATE TABLE computed (a INTEGER, {twice})")
         session.execute("CREATE VIEW seen AS SELECT * FROM people")
     with spec.get_session("primary") as session:
         session.execute("INSERT INTO users (name) VALUES ('x')")
@@ -210,6 +213,42 @@ def test_copy_leaves_to_the_target_what_the_target_computes(spec: SQLSpec, datab
     with spec.get_session("primary") as session:
         session.execute("DROP TABLE priced")
         session.execute("DROP TABLE again")
+
+
+def test_copy_copies_within_a_database_without_a_word(
+    spec: SQLSpec, database: Database, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_config(database, tmp_path)
+    # where one connection is all there is, nobody waits for another
+    path.write_text(path.read_text().replace("[primary]", "[primary]\npool_size = 1\nmax_overflow = 0"))
+    with spec.get_session("primary") as session:
+        session.execute("DROP TABLE IF EXISTS people")
+        session.execute(f"CREATE TABLE people (id {database.key}, name VARCHAR(100))")
+        session.execute("INSERT INTO users (name) VALUES ('x')")
+    caplog.clear()
+    result = CliRunner().invoke(app, ["copy", "primary.users", "primary.people", "--config", str(path)])
+    assert (result.exit_code, result.stdout) == (0, "1 rows copied from primary.users to primary.people\n")
+    assert caplog.messages == []
+    with spec.get_session("primary") as session:
+        session.execute("DROP TABLE people")
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_columns_that_differ_by_their_case_alone_are_not_copied_into_one(
+    spec: SQLSpec, database: Database, tmp_path: Path
+) -> None:
+    path = write_config(database, tmp_path)
+    with spec.get_session("primary") as session:
+        session.execute("DROP TABLE IF EXISTS cases")
+        session.execute('CREATE TABLE cases ("A" INTEGER, a INTEGER)')
+        session.execute("INSERT INTO cases VALUES (1, 2)")
+    with SQLSpec.from_toml(path) as registry, registry.get_session("other") as session:
+        session.execute("CREATE TABLE cases (a INTEGER)")
+    failed = CliRunner().invoke(app, ["copy", "primary.cases", "other.cases", "--config", str(path)])
+    assert failed.exit_code == 1
+    assert failed.stderr.startswith("other.cases has one column for A and a: copy from a view")
+    with spec.get_session("primary") as session:
+        session.execute("DROP TABLE cases")
 
 
 @pytest.mark.parametrize("driver", ["aiosqlite"])

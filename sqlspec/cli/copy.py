@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
-from sqlalchemy import column, exc, func, inspect, select, table
+from sqlalchemy import Inspector, column, exc, func, inspect, select, table
 from sqlalchemy.engine.interfaces import ReflectedColumn
 
 from sqlspec.cli.registry import ConfigOption, PrefixOption, open_registry
@@ -53,8 +53,9 @@ def copy(
         if source == target:
             raise ConfigError(f"{source} is the source and the target: its rows would be there twice")
         tables = _split(source), _split(target)
-        with open_registry(config, prefix) as spec:
-            count = _copy(spec, *tables, batch_size, console)
+        # two of them, so that one database has two pools: two checkouts from one would be nested
+        with open_registry(config, prefix) as from_spec, open_registry(config, prefix) as to_spec:
+            count = _copy(from_spec, to_spec, *tables, batch_size, console)
     except typer.Exit:
         raise
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  # whatever it is, one line says more than a traceback
@@ -72,10 +73,12 @@ def _split(argument: str) -> _Table:
     return _Table(parts[0], parts[1] if len(parts) == 3 else None, parts[-1])
 
 
-def _copy(spec: SQLSpec, source: _Table, target: _Table, batch_size: int, console: Console) -> int:
+def _copy(
+    from_spec: SQLSpec, to_spec: SQLSpec, source: _Table, target: _Table, batch_size: int, console: Console
+) -> int:
     with (
-        spec.get_session(source.database, autocommit=False) as from_session,
-        spec.get_session(target.database, autocommit=False) as to_session,
+        from_spec.get_session(source.database, autocommit=False) as from_session,
+        to_spec.get_session(target.database, autocommit=False) as to_session,
     ):
         pairs = _pairs(_columns(from_session, source), _columns(to_session, target), target)
         # SQLite lets nobody write who began by reading, once somebody else has written
@@ -102,27 +105,46 @@ def _columns(session: Session, place: _Table) -> list[ReflectedColumn]:
         with warnings.catch_warnings():
             # SQLAlchemy warns of types that it does not know, and only the names are asked for
             warnings.simplefilter("ignore", exc.SAWarning)
-            return inspector.get_columns(place.name, place.schema)
-    except exc.NoSuchTableError:
-        known = [*inspector.get_table_names(place.schema), *inspector.get_view_names(place.schema)]
+            return _columns_of(inspector, place)
+    except ConfigError:
+        raise
     except Exception as error:
         error.add_note(f"{place.database}.{place.path} cannot be looked at")
         raise
+
+
+def _columns_of(inspector: Inspector, place: _Table) -> list[ReflectedColumn]:
+    try:
+        return inspector.get_columns(place.name, place.schema)
+    except (exc.NoSuchTableError, exc.DBAPIError) as error:
+        # SQLite and MySQL cannot be asked about a schema that is not there
+        is_there = place.schema is None or place.schema in inspector.get_schema_names()
+        if is_there and isinstance(error, exc.DBAPIError):
+            raise
+    known = [*inspector.get_table_names(place.schema), *inspector.get_view_names(place.schema)] if is_there else []
     near = difflib.get_close_matches(place.name, known, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else "create it first, or name its schema"
-    raise SQLSpecError(f"there is no table {place.path} in {place.database}: {hint}")
+    raise ConfigError(f"there is no table {place.path} in {place.database}: {hint}")
 
 
 def _pairs(given: list[ReflectedColumn], taken: list[ReflectedColumn], target: _Table) -> dict[str, str]:
     """Return the names of the columns to copy, in the source and in the target."""
+    where = f"{target.database}.{target.path}"
     exact = {known["name"]: known for known in taken}
     in_any_case = {name.casefold(): known for name, known in exact.items()}
     found = {name["name"]: exact.get(name["name"]) or in_any_case.get(name["name"].casefold()) for name in given}
     missing = [name for name, known in found.items() if known is None]
     if missing:
-        where, names = f"{target.database}.{target.path}", ", ".join(missing)
-        raise SQLSpecError(f"{where} has no column {names}: add it, or copy from a view without it")
-    return {name: known["name"] for name, known in found.items() if known and known.get("computed") is None}
+        raise SQLSpecError(f"{where} has no column {', '.join(missing)}: add it, or copy from a view without it")
+    pairs = {name: known["name"] for name, known in found.items() if known and known.get("computed") is None}
+    targets = list(pairs.values())
+    if not pairs:
+        raise SQLSpecError(f"{where} computes all its columns itself: there is nothing to copy")
+    together = [name for name, known in pairs.items() if targets.count(known) > 1]
+    if together:
+        names = " and ".join(together)
+        raise SQLSpecError(f"{where} has one column for {names}: copy from a view where their names differ otherwise")
+    return pairs
 
 
 def _line(error: BaseException) -> str:
