@@ -319,6 +319,7 @@ def test_instrumentation_decides_what_is_logged(database: Database, caplog: pyte
                 session.execute("SELECT ? AS x", ("a visible value",)).all()
                 with pytest.raises(exc.DBAPIError) as caught:
                     session.execute("SELECT nowhere + ?", ("a visible value",))
+                session.rollback()
         assert ("a visible value" in caplog.text) == (name == "loud")
         assert ("[parameters: " in str(caught.value)) == (name == "loud")
         assert any(record.name.endswith("shop-pool" if name == "loud" else name) for record in caplog.records)

@@ -883,6 +883,7 @@ def test_a_time_with_a_zone_is_refused_where_its_column_has_none(spec: SQLSpec, 
         assert session.execute("SELECT b FROM moments").scalar() == aware
         with pytest.raises(LoadError, match="cannot be loaded") as caught:
             session.load_rows("moments", [(None, aware), (value(aware), aware)])
+        session.rollback()
         assert caught.value.position == 2
 
 
