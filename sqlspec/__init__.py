@@ -13,7 +13,7 @@ from sqlspec.exceptions import (
     SQLSpecError,
     SQLSpecWarning,
 )
-from sqlspec.pool import Holder, PoolStats
+from sqlspec.pool import ConnectionFacts, Holder, PoolStats, RecyclingStrategy
 from sqlspec.registry import SQLSpec
 from sqlspec.resilience import CircuitBreaker, ErrorKind, awith_retry, classify, with_retry
 from sqlspec.session import (
@@ -42,6 +42,7 @@ __all__ = [
     "CircuitOpenError",
     "ConfigError",
     "Connection",
+    "ConnectionFacts",
     "ConnectionLost",
     "ConnectionTimeout",
     "Cursor",
@@ -56,6 +57,7 @@ __all__ = [
     "PoolTimeout",
     "PreparedStatement",
     "PreparedStatementCache",
+    "RecyclingStrategy",
     "SQLSpec",
     "SQLSpecError",
     "SQLSpecWarning",

@@ -105,13 +105,14 @@ def _pool_options(config: NoPoolSyncConfig, driver: Driver) -> dict[str, Any]:
         "max_waiters": config.pool_max_waiters,
         "nested_checkout": config.pool_nested_checkout,
         "leak_seconds": config.pool_leak_seconds,
+        "recycling": config.pool_recycling,
         **BEYOND_QUEUEPOOL,
     }
     if config.pool_pre_ping and getattr(config, "ping_on_checkout", True) and driver.syntax != "sqlite":
         options["ping_after"] = PING_AFTER
     if isinstance(config, SQLiteConnectionConfig) and config.in_memory:
         # the database is its one connection: it must neither multiply nor be replaced
-        options |= {"pool_size": 1, "max_overflow": 0, "pool_recycle": -1}
+        options |= {"pool_size": 1, "max_overflow": 0, "pool_recycle": -1, "recycling": None}
     return options
 
 

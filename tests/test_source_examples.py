@@ -20,6 +20,7 @@ from sqlspec import (
     PoolStats,
     PoolTimeout,
     PreparedStatementCache,
+    RecyclingStrategy,
     SQLSpec,
 )
 from sqlspec.adapters.mysql import MySQLConfig, MySQLPoolConfig
@@ -279,6 +280,26 @@ def test_a_connection_knows_its_age_queries_and_errors(sqlspec: SQLSpec) -> None
         assert conn.error_count == errors + 1
         assert 0.0 <= conn.age < 60.0
         conn.rollback()
+
+
+def test_a_strategy_of_the_documents_kind_recycles_connections(database: Database) -> None:
+    class Custom(RecyclingStrategy):
+        def should_recycle(self, connection: Any) -> bool:
+            if connection.age > 3600:
+                return True
+            return bool(connection.query_count > 2 or connection.error_count > 0)
+
+    with SQLSpec() as sqlspec:
+        sqlspec.register_config(database.config(pool_size=1, pool_recycling=Custom()), name="primary")
+        for _ in range(2):
+            for _ in range(3):
+                with sqlspec.get_session("primary") as session:
+                    session.execute("SELECT 1")
+            with pytest.raises(exc.DBAPIError), sqlspec.get_session("primary") as session:
+                session.execute("SELECT * FROM nowhere")
+        with sqlspec.get_session("primary") as session:
+            session.execute("SELECT 1")
+        assert sqlspec.get_pool_stats("primary").closed["recycled"] == 4
 
 
 def test_postgresql_has_the_documents_options() -> None:

@@ -8,12 +8,22 @@ import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from sqlalchemy import URL, make_url
 
 from sqlspec.config.url import check_text, parse_url
 from sqlspec.exceptions import ConfigError
-from sqlspec.pool import NestedCheckout
+from sqlspec.pool import NestedCheckout, RecyclingStrategy
 
 __all__ = [
     "InstrumentationConfig",
@@ -29,6 +39,19 @@ Password = Annotated[
     str | SecretStr | Callable[[], str | SecretStr],
     AfterValidator(lambda given: SecretStr(given) if isinstance(given, str) else given),
 ]
+
+
+def _strategy(given: object) -> object:
+    # files have tables
+    if not isinstance(given, Mapping):
+        return given
+    try:
+        return RecyclingStrategy(**given)
+    except TypeError:
+        raise ValueError("it has max_age, max_queries, max_errors and jitter") from None
+
+
+Recycling = Annotated[InstanceOf[RecyclingStrategy], BeforeValidator(_strategy)]
 ResetOnReturn = Literal["rollback", "commit", "none", "discard"]
 _PARTS = ("host", "port", "database", "username")
 # libpq's and mysqlclient's names for them
@@ -270,7 +293,10 @@ class PoolConfig(Frozen):
         pool_size: connections kept open.
         max_overflow: connections opened beyond ``pool_size`` under load.
         pool_timeout: seconds that a checkout may wait for a connection.
-        pool_recycle: connections older than this many seconds are replaced at checkout; -1: never.
+        pool_recycle: connections older than this many seconds are replaced at checkout, each up to a quarter
+            earlier, so that not all are replaced together; -1: never.
+        pool_recycling: closes and replaces connections by age, statements and errors, between two checkouts: a
+            `RecyclingStrategy`, or a mapping of its arguments.
         pool_pre_ping: make sure at checkout that the connection is alive.
         pool_use_lifo: hand out the connection used last, so that the others can age.
         pool_reset_on_return: what happens to an open transaction at checkin: ``rollback``; ``commit``;
@@ -292,6 +318,7 @@ class PoolConfig(Frozen):
     pool_max_waiters: int | None = Field(default=None, ge=0)
     pool_nested_checkout: NestedCheckout = "warn"
     pool_leak_seconds: Seconds | None = None
+    pool_recycling: Recycling | None = None
 
 
 class SyncDatabaseConfig(PoolConfig, NoPoolSyncConfig):

@@ -7,21 +7,25 @@ from sqlspec.pool.forks import tell_of_forks
 from sqlspec.pool.liveness import PING_AFTER
 from sqlspec.pool.places import Place
 from sqlspec.pool.queue import BEYOND_QUEUEPOOL, FairQueuePool
-from sqlspec.pool.statements import follow_statements, slot_of
+from sqlspec.pool.recycling import ConnectionFacts, RecyclingStrategy
+from sqlspec.pool.statements import count_error, follow_statements, slot_of
 from sqlspec.pool.stats import Holder, PoolStats, Timing
 
 __all__ = [
     "BEYOND_QUEUEPOOL",
     "PING_AFTER",
     "AsyncFairQueuePool",
+    "ConnectionFacts",
     "FairQueuePool",
     "Holder",
     "NestedCheckout",
     "Place",
     "PoolStats",
+    "RecyclingStrategy",
     "Timing",
     "call_aside",
     "checkout_deadline",
+    "count_error",
     "follow_statements",
     "seconds_left",
     "slot_of",

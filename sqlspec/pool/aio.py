@@ -102,7 +102,7 @@ class AsyncFairQueuePool(FairQueuePool, AsyncAdaptedQueuePool):
         slots = self._pool
         if slots.is_looked_after and (slots.loop is None or slots.loop() is not _running_loop()):
             # the loop that did has ended, or is another one
-            slots.is_looked_after = False
+            slots.is_looked_after = slots.is_kept_up = False
             self._look_after_overflow()
         return super()._check_out()
 
@@ -128,6 +128,17 @@ class AsyncFairQueuePool(FairQueuePool, AsyncAdaptedQueuePool):
                 slots.timer.cancel()
             slots.timer = loop.call_later(min(self._pause(), _LONGEST), self._spawn, loop, self._keep_house_again)
         # otherwise the next checkout in a loop sees to it
+
+    def _look_after_no_more(self) -> None:
+        """Do nothing: the loop has no thread for it."""
+
+    def _start_upkeep(self, due: list[Slot]) -> bool:
+        loop = _running_loop()
+        if loop is None:
+            return False
+        # nobody asks for it: what is set in the context of whoever used the pool last does not concern it
+        Context().run(self._spawn, loop, self._do_upkeep, due)
+        return True
 
     def _close_slot(self, slot: Slot, reason: str) -> None:
         loop = None if getattr(getcurrent(), "__sqlalchemy_greenlet_provider__", False) else _running_loop()

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from sqlalchemy.pool import Pool, QueuePool
 
 from sqlspec.pool.forks import has_file, tell_of_forks
+from sqlspec.pool.recycling import RecyclingStrategy
 from sqlspec.pool.slots import Slots
 
 __all__ = ["NestedCheckout", "SlotPool"]
@@ -39,6 +40,10 @@ class SlotPool(QueuePool):
         monotonic: bool = False,
         retire_on_dispose: bool = False,
         ping_after: float | None = None,
+        recycling: RecyclingStrategy | None = None,
+        min_pool_size: int | None = None,
+        idle_timeout: float | None = None,
+        keepalive: float | None = None,
         **options: Any,
     ) -> None:
         Pool.__init__(self, creator, **options)
@@ -52,6 +57,10 @@ class SlotPool(QueuePool):
         self._monotonic = monotonic
         self._retire_on_dispose = retire_on_dispose
         self._ping_after = ping_after
+        self._recycling = recycling
+        self._min_pool_size = min_pool_size or 0
+        self._idle_timeout = idle_timeout
+        self._keepalive = keepalive
         self._pool = Slots(pool_size, -1 if pool_size == 0 else max_overflow, use_lifo, linger_seconds > 0)
         # Guards what `HandOverPool._settle_locked` decides: which waiter is given which slot, which slots come and
         # go, and the limits. Nobody waits for it: who finds it locked leaves the work to its holder, which looks
@@ -78,6 +87,10 @@ class SlotPool(QueuePool):
             "monotonic": self._monotonic,
             "retire_on_dispose": self._retire_on_dispose,
             "ping_after": self._ping_after,
+            "recycling": self._recycling,
+            "min_pool_size": self._min_pool_size,
+            "idle_timeout": self._idle_timeout,
+            "keepalive": self._keepalive,
             "recycle": self._recycle,
             "echo": self.echo,
             "logging_name": self._orig_logging_name,

@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlspec.exceptions import PoolClosed, PoolTimeout
 from sqlspec.pool.base import SlotPool
+from sqlspec.pool.counted import CountedSlot
 from sqlspec.pool.deadlines import checkout_deadline
 from sqlspec.pool.garbage import collect_garbage
 from sqlspec.pool.places import Mark, Owner
@@ -283,7 +284,7 @@ class HandOverPool(SlotPool):
         if self._open_aside and not slots.is_closed:
             wanted = min(len(slots.waiters), _OPENERS)
             while len(slots.opening) < wanted and len(slots.known) < slots.capacity:
-                slot = slots.add(Slot(self))
+                slot = slots.add(self._new_slot())
                 slots.opening[slot.ref] = None
                 to_open.append(slot)
 
@@ -293,8 +294,11 @@ class HandOverPool(SlotPool):
             return slots.take()
         # where others may come back, it is opened aside for a while; the first one is opened by its caller
         if len(slots.known) < slots.capacity and (waiter.is_starved or not (self._open_aside and slots.known)):
-            return slots.add(Slot(self))
+            return slots.add(self._new_slot())
         return None
+
+    def _new_slot(self) -> Slot:
+        return Slot(self) if self._recycling is None else CountedSlot(self)
 
     # -- opening aside
 
@@ -360,11 +364,7 @@ class HandOverPool(SlotPool):
         self.logger.info("Pool disposed. %s", self.status())
 
     def close(self, timeout: float | None = None) -> int:
-        """Refuse checkouts from now on, let the waiters go, and close idle connections, the others as they come back.
-
-        With a timeout, wait up to so many seconds for those. Return how many are still checked out.
-        Thread-safe; a second call is harmless.
-        """
+        """Do what `FairQueuePool.close` promises."""
         slots = self._pool
         slots.is_closed = True
         self._settle()

@@ -13,12 +13,12 @@ from sqlalchemy.pool.base import _ConnectionFairy
 
 from sqlspec.exceptions import PoolTimeout, SQLSpecError
 from sqlspec.pool.deadlines import checkout_deadline
-from sqlspec.pool.handover import HandOverPool
 from sqlspec.pool.housekeeping import look_after
 from sqlspec.pool.places import Mark, Owner, Place, find_place, held_here, owner_of_thread, still_held
 from sqlspec.pool.reports import explain_timeout, holders, place_of, report_drop, report_leaks
 from sqlspec.pool.slot import Slot
 from sqlspec.pool.stats import Holder, PoolStats
+from sqlspec.pool.upkeep import UpkeepPool
 from sqlspec.pool.waiters import Waiter
 
 __all__ = ["BEYOND_QUEUEPOOL", "FairQueuePool"]
@@ -37,7 +37,7 @@ _logger = logging.getLogger("sqlspec.pool")
 _LOOKS = 10
 
 
-class FairQueuePool(HandOverPool):
+class FairQueuePool(UpkeepPool):
     """Keep every promise of QueuePool, and hand connections over in the order of asking.
 
     Nobody overtakes a waiter. Capacity that comes free, in whatever way, serves the next waiter at once. Checking
@@ -56,6 +56,10 @@ class FairQueuePool(HandOverPool):
             nobody uses any more.
         ping_after: see at checkout whether the connection is alive, and replace it where it is not: ask the server
             after so many idle seconds, or where its socket tells of something. In the place of ``pre_ping``.
+        recycling: close and replace connections that a strategy takes for worn, between two checkouts.
+        min_pool_size: keep so many connections open, once the first is; up to ``pool_size``.
+        idle_timeout: close connections beyond those that were idle for so many seconds.
+        keepalive: ask the server for a sign of life on connections that were idle for so many seconds.
     """
 
     # the logger that applications have configured
@@ -148,8 +152,24 @@ class FairQueuePool(HandOverPool):
 
     def _look_after_overflow(self) -> None:
         slots = self._pool
-        if self._linger_seconds and len(slots.known) > slots.maxsize and not slots.is_looked_after:
+        has_overflow = self._linger_seconds and len(slots.known) > slots.maxsize
+        if not slots.is_looked_after and (has_overflow or self._has_upkeep):
             self._look_after()
+
+    def close(self, timeout: float | None = None) -> int:
+        """Refuse checkouts from now on, let the waiters go, and close idle connections, the others as they come back.
+
+        With a timeout, wait up to so many seconds for those. Return how many are still checked out.
+        Thread-safe; a second call is harmless.
+        """
+        left = super().close(timeout)
+        if self._pool.is_looked_after:
+            self._look_after_no_more()
+        return left
+
+    def _look_after_no_more(self) -> None:
+        # the thread need not stay until its next look
+        look_after(self, 0.0)
 
     def _look_after(self) -> None:
         """Have `keep_house` called from time to time, until it says that there is nothing to do."""
@@ -163,12 +183,18 @@ class FairQueuePool(HandOverPool):
     def _pause(self) -> float:
         pauses = [self._linger_seconds / _LOOKS] if self._linger_seconds else []
         pauses += [self._leak_seconds / 4] if self._leak_seconds is not None else []
+        upkeep = self._upkeep_pause()
+        pauses += [upkeep] if upkeep is not None else []
         return max(0.02, min(pauses))
 
     def keep_house(self) -> float | None:
-        """Report leaks, close overflow that is not needed; return the seconds to the next time, None for never."""
+        """Do what is to be done from time to time; return the seconds to the next time, None for never.
+
+        Report leaks, close overflow that is not needed, look after idle connections. Waits for nothing.
+        """
         slots = self._pool
         slots.is_looked_after = False
+        has_upkeep = self._keep_up()
         may_leak = self._leak_seconds is not None and any(slot.mark is not None for slot in slots.all())
         if may_leak:
             report_leaks(slots, self._leak_seconds or 0.0)
@@ -180,7 +206,7 @@ class FairQueuePool(HandOverPool):
                 slots.surplus = min(slots.idle_counts)
                 slots.idle_counts.clear()
                 self._settle()
-        if slots.is_closed or not (has_overflow or may_leak):
+        if slots.is_closed or not (has_overflow or may_leak or has_upkeep):
             slots.idle_counts.clear()
             return None
         slots.is_looked_after = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import time
 import weakref
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -17,6 +18,7 @@ from sqlspec.pool.forks import Abandoned, disarm, has_file
 from sqlspec.pool.liveness import Listener, ask
 from sqlspec.pool.places import Mark
 from sqlspec.pool.proxy import Proxy, lent
+from sqlspec.pool.recycling import JITTER, RecyclingStrategy, shortened
 from sqlspec.pool.stats import MANY
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ class Home(Protocol):
     _recycle: int
     _monotonic: bool
     _ping_after: float | None
+    _recycling: RecyclingStrategy | None
     _dialect: Any
     dispatch: Any
     logger: Any
@@ -66,6 +69,7 @@ class Slot(_ConnectionRecord):
         "listener",
         "mark",
         "opened_at",
+        "pinged",
         "proxy",
         "ref",
         "reported",
@@ -84,6 +88,8 @@ class Slot(_ConnectionRecord):
         self.opened_at: float | None = None
         self.expires_at = math.inf
         self.idle_since = 0.0
+        # an answered ping counts as use, but not for everybody: `idle_since` after it, and when it was used before
+        self.pinged: tuple[float, float] | None = None
         self.is_connecting = False
         # tells whether something has come over the connection
         self.listener: Listener | None = None
@@ -143,6 +149,15 @@ class Slot(_ConnectionRecord):
             return self._ask_or_connect_anew()
         return self.dbapi_connection
 
+    def used_at(self) -> float:
+        """Return when it was last given back, or opened."""
+        # no field of its own, which every checkin would have to set
+        return self.pinged[1] if self.pinged is not None and self.pinged[0] == self.idle_since else self.idle_since
+
+    def is_worn(self, now: float, idle_seconds: float) -> bool:
+        """Tell whether a strategy wants the connection closed; there is none."""
+        return False
+
     def _has_news(self) -> bool:
         try:
             if self.listener is None:
@@ -171,7 +186,10 @@ class Slot(_ConnectionRecord):
             # SQLAlchemy compares times of the wall clock, which may be set: this one is later than all
             self._soft_invalidate_time = math.inf
         self.opened_at = begin
-        self.expires_at = begin + home._recycle if home._monotonic and home._recycle >= 0 else math.inf
+        self.expires_at = math.inf
+        if home._monotonic and home._recycle >= 0:
+            # connections that were opened together are not to be replaced together
+            self.expires_at = begin + shortened(home._recycle, JITTER, random.random())  # noqa: S311  # no secret
         self.is_connecting = True
         try:
             connection = super().get_connection()

@@ -53,6 +53,10 @@ class Slots:
         self.surplus = 0
         self.idle_counts: list[int] = []
         self.is_looked_after = False
+        # somebody is at the upkeep; attempts to open an idle connection that failed, and when to try again
+        self.is_kept_up = False
+        self.failures = 0
+        self.retry_at = 0.0
         # when and why connecting failed last, None after a success
         self.last_failure: tuple[float, BaseException] | None = None
         # until when an explanation of a timeout may be told again, and what it says
@@ -92,6 +96,14 @@ class Slots:
     def take(self) -> Slot:
         """Take an idle slot; IndexError where there is none."""
         return self.queue.pop() if self.use_lifo else self.queue.popleft()
+
+    def take_this(self, slot: Slot) -> Slot | None:
+        """Take this slot where it is idle; None: somebody has it."""
+        try:
+            self.queue.remove(slot)
+        except ValueError:
+            return None
+        return slot
 
     def put_back(self, slot: Slot) -> None:
         """Undo `take`, or `add` where the slot is new."""

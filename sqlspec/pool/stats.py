@@ -89,9 +89,10 @@ class PoolStats:
         created: connections opened so far.
         closed: reason to how many connections were closed for it: ``disconnect`` (the database ended it),
             ``invalidated``, ``interrupted`` (an exception that is no `Exception` hit its borrower), ``recycled``
-            (too old), ``overflow`` (came back to a full pool), ``lingered`` (overflow that was not needed for a
-            while), ``resized``, ``disposed``, ``closed`` (with the pool), ``detached``, ``lost`` (an interrupt
-            came between its borrower and the pool; it closes with its object).
+            (too old, or worn), ``idle`` (not used for longer than ``idle_timeout``), ``overflow`` (came back to a
+            full pool), ``lingered`` (overflow that was not needed for a while), ``resized``, ``disposed``, ``closed``
+            (with the pool), ``detached``, ``lost`` (an interrupt came between its borrower and the pool; it closes with
+            its object).
         failed_connects: attempts to connect that failed.
         timeouts: checkouts that ended in `PoolTimeout` after waiting.
         refused: checkouts that ended at once: ``max_waiters``, or a nested checkout.

@@ -14,7 +14,7 @@ from sqlalchemy.pool import PoolProxiedConnection
 from sqlspec.adapters import Driver, TransactionOptions
 from sqlspec.engine import adopt_transaction, borrow, discard, wanted_autocommit
 from sqlspec.exceptions import PoolClosed
-from sqlspec.pool import forks, slot_of
+from sqlspec.pool import count_error, forks, slot_of
 from sqlspec.session.recovery import clean_up_after, recover
 from sqlspec.session.result import ClosedCursor
 from sqlspec.session.shared import SharedConnection
@@ -332,11 +332,14 @@ class BaseSession:
         self, error: BaseException, cursor: Any = None, statement: str | None = None, parameters: Any = None
     ) -> NoReturn:
         # SQLAlchemy's own handling: wrapping, disconnect detection, handle_error listeners, invalidation
+        dialect = self._engine.dialect
         if self._proxy is None:
-            Connection._handle_dbapi_exception_noconnection(error, self._engine.dialect, self._engine)
+            Connection._handle_dbapi_exception_noconnection(error, dialect, self._engine)
+        if isinstance(error, dialect.loaded_dbapi.Error):
+            count_error(self._slot)
         if self._driver.is_async:
             if isinstance(error, asyncio.CancelledError) and recover(self._driver, self._driver_connection, cursor):
                 self._is_lost = not self._autocommit
                 raise error
-            self._driver.note(error, self._engine.dialect, self._driver_connection)
+            self._driver.note(error, dialect, self._driver_connection)
         self._adopt()._handle_dbapi_exception(error, statement, parameters, cursor, None)

@@ -16,7 +16,7 @@ from sqlalchemy.pool import PoolProxiedConnection
 from sqlspec.adapters import Driver
 from sqlspec.engine import borrow, discard
 from sqlspec.exceptions import SQLSpecWarning
-from sqlspec.pool import forks, slot_of
+from sqlspec.pool import count_error, forks, slot_of
 from sqlspec.session.placeholders import PlaceholderError, Statement, bind, bind_rows, rows_of
 from sqlspec.session.recovery import recover
 
@@ -269,6 +269,8 @@ class Connection:
             self._cancelled(error, cursor)
             return
         self._count(_ERRORS)
+        if self._proxy.is_valid and isinstance(error, self._errors.Error):
+            count_error(self._slot)
         if self._driver.is_async:
             self._driver.note(error, self._dialect, self._connection)
         if self._proxy.is_valid and self._is_disconnect(error, cursor):
