@@ -106,13 +106,18 @@ def _pool_options(config: NoPoolSyncConfig, driver: Driver) -> dict[str, Any]:
         "nested_checkout": config.pool_nested_checkout,
         "leak_seconds": config.pool_leak_seconds,
         "recycling": config.pool_recycling,
+        "min_pool_size": config.min_pool_size,
+        "idle_timeout": config.pool_idle_timeout,
         **BEYOND_QUEUEPOOL,
     }
     if config.pool_pre_ping and getattr(config, "ping_on_checkout", True) and driver.syntax != "sqlite":
         options["ping_after"] = PING_AFTER
+    if driver.syntax != "sqlite":
+        options["keepalive"] = config.pool_keepalive
     if isinstance(config, SQLiteConnectionConfig) and config.in_memory:
         # the database is its one connection: it must neither multiply nor be replaced
-        options |= {"pool_size": 1, "max_overflow": 0, "pool_recycle": -1, "recycling": None}
+        options |= {"pool_size": 1, "max_overflow": 0, "pool_recycle": -1, "recycling": None, "idle_timeout": None}
+        options["min_pool_size"] = None
     return options
 
 

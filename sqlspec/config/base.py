@@ -306,6 +306,11 @@ class PoolConfig(Frozen):
         pool_nested_checkout: what becomes of a thread or task that asks for another connection while it holds one,
             which can bring all to a halt: ``allow``; ``warn`` (in the log, once a place); ``refuse``.
         pool_leak_seconds: log a connection that is checked out for longer, once, with the place of its checkout.
+        min_pool_size: keep so many connections open, up to ``pool_size``, from the first checkout on: they are opened
+            in the background.
+        pool_idle_timeout: close connections beyond ``min_pool_size`` that were not used for so many seconds.
+        pool_keepalive: ask the server for a sign of life on connections that were idle for so many seconds, so that
+            no firewall forgets them; not on SQLite.
     """
 
     pool_size: int = Field(default=10, ge=1)
@@ -319,6 +324,25 @@ class PoolConfig(Frozen):
     pool_nested_checkout: NestedCheckout = "warn"
     pool_leak_seconds: Seconds | None = None
     pool_recycling: Recycling | None = None
+    min_pool_size: int | None = Field(default=None, ge=0)
+    pool_idle_timeout: Seconds | None = None
+    pool_keepalive: Seconds | None = None
+
+    @model_validator(mode="after")
+    def _refuse_upkeep_that_means_nothing(self) -> Self:
+        least, idle, keepalive = self.min_pool_size or 0, self.pool_idle_timeout, self.pool_keepalive
+        if least > self.pool_size:
+            raise ConfigError(
+                f"min_pool_size={least} is above pool_size={self.pool_size}: raise pool_size, or keep fewer",
+                "min_pool_size",
+            )
+        if idle is not None and keepalive is not None and keepalive >= idle and not least:
+            raise ConfigError(
+                f"pool_keepalive={keepalive:g} is not below pool_idle_timeout={idle:g}: connections would be closed "
+                "before they are asked",
+                "pool_keepalive",
+            )
+        return self
 
 
 class SyncDatabaseConfig(PoolConfig, NoPoolSyncConfig):

@@ -63,7 +63,7 @@ class UpkeepPool(HandOverPool):
         return bool(slots.known or self._min_pool_size)
 
     def _find_due(self, now: float) -> list[Slot]:
-        """Return the idle slots with which something is to be done, the one that was used last first."""
+        """Return the idle slots with which something is to be done, the longest idle first."""
         due, spare = [], self._spare()
         for slot in sorted(self._pool.queue, key=Slot.used_at):
             what = self._judge(slot, now, spare)
@@ -72,8 +72,7 @@ class UpkeepPool(HandOverPool):
             due.append(slot)
             if what != _PING:
                 spare -= 1
-        # in this order: each is put back on the left, where the longest idle is
-        return due[::-1]
+        return due
 
     def _spare(self) -> int:
         """Return how many connections there are beyond those that are to be kept ready."""
@@ -159,7 +158,9 @@ class UpkeepPool(HandOverPool):
         elif slot.is_retired:
             self._pass_on(slot)
         else:
-            self._pool.queue.appendleft(slot)
+            # where it was: the longest idle is on the left
+            idle, used_at = self._pool.queue, slot.used_at()
+            idle.insert(sum(other.used_at() < used_at for other in list(idle)), slot)
             # who waits or closes the pool looks at the idle ones after it has said so
             self._settle()
 
