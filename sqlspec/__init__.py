@@ -13,6 +13,7 @@ from sqlspec.exceptions import (
     SQLSpecError,
     SQLSpecWarning,
 )
+from sqlspec.operations import WarmUp, awarm_pool, warm_pool
 from sqlspec.pool import ConnectionFacts, Holder, PoolStats, RecyclingStrategy
 from sqlspec.registry import SQLSpec
 from sqlspec.resilience import CircuitBreaker, ErrorKind, awith_retry, classify, with_retry
@@ -64,8 +65,11 @@ __all__ = [
     "Savepoint",
     "Session",
     "awith_retry",
+    "WarmUp",
+    "awarm_pool",
     "build_secure_url",
     "classify",
     "copy_rows",
     "with_retry",
+    "warm_pool",
 ]

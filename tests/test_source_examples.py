@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import exc
 
+import sqlspec as library
 from sqlspec import (
     ConfigError,
     ConnectionTimeout,
@@ -363,6 +364,8 @@ def test_a_pool_is_warmed_by_holding_connections_at_once(sqlspec: SQLSpec) -> No
 
     warm_pool(sqlspec, "primary", connections=2)
     assert sqlspec.get_pool_stats("primary").checked_in == 2
+    assert library.warm_pool(sqlspec, "primary", connections=5).beyond_capacity == 2
+    assert sqlspec.get_pool_stats("primary").checked_in == 3
 
 
 T = TypeVar("T")

@@ -10,6 +10,7 @@ from sqlspec.pool.queue import BEYOND_QUEUEPOOL, FairQueuePool
 from sqlspec.pool.recycling import ConnectionFacts, RecyclingStrategy
 from sqlspec.pool.statements import count_error, follow_statements, slot_of
 from sqlspec.pool.stats import Holder, PoolStats, Timing
+from sqlspec.pool.threads import start_thread
 
 __all__ = [
     "BEYOND_QUEUEPOOL",
@@ -29,6 +30,7 @@ __all__ = [
     "follow_statements",
     "seconds_left",
     "slot_of",
+    "start_thread",
     "tell_of_forks",
     "within",
 ]

@@ -23,9 +23,9 @@ from sqlspec.pool.stats import MANY
 from sqlspec.pool.threads import start_thread
 from sqlspec.pool.waiters import Waiter
 
-__all__ = ["HandOverPool"]
+__all__ = ["CLOSED", "HandOverPool"]
 
-_CLOSED = "the pool is closed: open a new registry, or register the config again"
+CLOSED = "the pool is closed: open a new registry, or register the config again"
 _GAVE_UP = object()
 # Seconds of waiting after which connections that nobody can reach any more are looked for.
 _STARVED = 0.25
@@ -47,7 +47,7 @@ class HandOverPool(SlotPool):
     def _wait_for_slot(self, owner: Owner) -> Slot:
         slots = self._pool
         if slots.is_closed:
-            raise PoolClosed(_CLOSED)
+            raise PoolClosed(CLOSED)
         if self._max_waiters is not None:
             self._refuse_beyond(self._max_waiters)
         begin, deadline = time.monotonic(), checkout_deadline.get()
@@ -269,7 +269,7 @@ class HandOverPool(SlotPool):
         # in the order of `_pass_on`, for its reasons
         while (waiter := slots.first_waiter()) is not None:
             if not (waiter.decision or waiter.is_gone):
-                outcome = PoolClosed(_CLOSED) if slots.is_closed else self._next_slot_locked(waiter)
+                outcome = PoolClosed(CLOSED) if slots.is_closed else self._next_slot_locked(waiter)
                 if outcome is None:
                     break
                 if waiter.offer(outcome) is not outcome and isinstance(outcome, Slot):

@@ -8,7 +8,8 @@ from typing import Any, cast
 
 from sqlalchemy import exc
 
-from sqlspec.pool.handover import HandOverPool
+from sqlspec.exceptions import PoolClosed
+from sqlspec.pool.handover import CLOSED, HandOverPool
 from sqlspec.pool.liveness import ask
 from sqlspec.pool.slot import Slot
 from sqlspec.pool.threads import start_thread
@@ -168,6 +169,8 @@ class UpkeepPool(HandOverPool):
         slots = self._pool
         try:
             self.open_idle(self._kept_ready())
+        except PoolClosed:
+            return
         except Exception as error:  # noqa: BLE001  # it is told, and tried again
             slots.failures += 1
             delay = delay_after(slots.failures)
@@ -184,6 +187,7 @@ class UpkeepPool(HandOverPool):
         There are never more than the pool keeps. Thread-safe.
 
         Raises:
+            PoolClosed: after `close`.
             Exception: the driver's error, where it cannot connect.
         """
         slot = self._add_below(total)
@@ -202,8 +206,10 @@ class UpkeepPool(HandOverPool):
         try:
             # waited for, as nobody else does: neither a finaliser nor a signal handler comes here
             with self._overflow_lock:
+                if slots.is_closed:
+                    raise PoolClosed(CLOSED)
                 empty = [idle for idle in list(slots.queue) if idle.dbapi_connection is None]
-                if not slots.is_closed and slots.count() - len(empty) < total:
+                if slots.count() - len(empty) < total:
                     slot = slots.take_this(empty[0]) if empty else self._add_locked()
         finally:
             # others have left to this one what was to do meanwhile
