@@ -88,7 +88,8 @@ class UpkeepPool(HandOverPool):
         idle = now - slot.used_at()
         if slot.dbapi_connection is None:
             return "invalidated"
-        if now > slot.expires_at or slot.is_worn(now, idle):
+        # of a slot that was just checked out, nobody asks the strategy
+        if now > slot.expires_at or (slot.mark is None and slot.is_worn(now, idle)):
             return "recycled"
         if self._idle_timeout is not None and idle >= self._idle_timeout and spare > 0:
             return "idle"
@@ -110,8 +111,8 @@ class UpkeepPool(HandOverPool):
         try:
             for slot in due:
                 self._see_to(slot)
-            while self._lacks_connections() and not slots.is_closed:
-                self._open_ready()
+            while self._lacks_connections() and self._open_ready():
+                pass
         finally:
             slots.is_kept_up = False
 
@@ -165,12 +166,14 @@ class UpkeepPool(HandOverPool):
             # who waits or closes the pool looks at the idle ones after it has said so
             self._settle()
 
-    def _open_ready(self) -> None:
+    def _open_ready(self) -> bool:
         slots = self._pool
         try:
-            self.open_idle(self._kept_ready())
+            is_opened = self.open_idle(self._kept_ready())
+            slots.failures = 0
+            return is_opened
         except PoolClosed:
-            return
+            return False
         except Exception as error:  # noqa: BLE001  # it is told, and tried again
             slots.failures += 1
             delay = delay_after(slots.failures)
@@ -178,8 +181,7 @@ class UpkeepPool(HandOverPool):
             # its text may have what is not for logs
             kind = type(error).__name__
             _logger.warning("an idle connection could not be opened: %s; the next attempt is in %.3g s", kind, delay)
-        else:
-            slots.failures = 0
+            return False
 
     def open_idle(self, total: int) -> bool:
         """Open a connection and keep it idle, or give it to who waits, unless there are so many; return whether it did.
