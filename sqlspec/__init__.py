@@ -14,7 +14,7 @@ from sqlspec.exceptions import (
     SQLSpecWarning,
 )
 from sqlspec.operations import WarmUp, awarm_pool, warm_pool
-from sqlspec.pool import ConnectionFacts, Holder, PoolStats, RecyclingStrategy
+from sqlspec.pool import AdaptivePool, ConnectionFacts, Holder, PoolMetrics, PoolStats, RecyclingStrategy
 from sqlspec.registry import SQLSpec
 from sqlspec.resilience import CircuitBreaker, ErrorKind, awith_retry, classify, with_retry
 from sqlspec.session import (
@@ -34,6 +34,7 @@ from sqlspec.session import (
 )
 
 __all__ = [
+    "AdaptivePool",
     "AsyncConnection",
     "AsyncCursor",
     "AsyncSavepoint",
@@ -54,6 +55,7 @@ __all__ = [
     "LoadError",
     "PendingResult",
     "PoolClosed",
+    "PoolMetrics",
     "PoolStats",
     "PoolTimeout",
     "PreparedStatement",
@@ -64,12 +66,12 @@ __all__ = [
     "SQLSpecWarning",
     "Savepoint",
     "Session",
-    "awith_retry",
     "WarmUp",
     "awarm_pool",
+    "awith_retry",
     "build_secure_url",
     "classify",
     "copy_rows",
-    "with_retry",
     "warm_pool",
+    "with_retry",
 ]

@@ -23,6 +23,7 @@ from sqlspec.exceptions import ConfigError
 from sqlspec.pool import (
     BEYOND_QUEUEPOOL,
     PING_AFTER,
+    AdaptivePool,
     AsyncFairQueuePool,
     FairQueuePool,
     call_aside,
@@ -114,6 +115,8 @@ def _pool_options(config: NoPoolSyncConfig, driver: Driver) -> dict[str, Any]:
         options["ping_after"] = PING_AFTER
     if driver.syntax != "sqlite":
         options["keepalive"] = config.pool_keepalive
+    if config.max_pool_size is not None and config.max_pool_size > (config.min_pool_size or config.pool_size):
+        options["adaptive"] = AdaptivePool(config)
     if isinstance(config, SQLiteConnectionConfig) and config.in_memory:
         # the database is its one connection: it must neither multiply nor be replaced
         options |= {"pool_size": 1, "max_overflow": 0, "pool_recycle": -1, "recycling": None, "idle_timeout": None}

@@ -212,10 +212,12 @@ class SQLSpec:
         """Change how many connections of a name are kept, and how many may be open beyond that, while in use.
 
         More serve those who wait at once. Fewer close idle connections, and the others when they come back. The
-        config stays as it is.
+        config stays as it is. A pool that adapts itself to the load does not change the new size for ten seconds, and
+        goes on from it.
 
         Raises:
-            ConfigError: there is no such name, it has no pool, or the limits are out of range.
+            ConfigError: there is no such name, it has no pool, or the limits are out of range, or beyond those of a
+                pool that adapts itself.
         """
         self._manager(name).resize_pool(pool_size, max_overflow)
 

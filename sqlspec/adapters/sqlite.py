@@ -116,6 +116,15 @@ class SQLiteConfig(SQLiteConnectionConfig, SyncDatabaseConfig):
             raise ConfigError("check_same_thread=True does not go with a pool: use SQLiteConnectionConfig")
         return self
 
+    @model_validator(mode="after")
+    def _in_memory_is_one_connection(self) -> SQLiteConfig:
+        for name in ("min_pool_size", "max_pool_size"):
+            if self.in_memory and getattr(self, name) is not None:
+                raise ConfigError(
+                    f"{name} does not go with a database in memory, which is one connection: leave it out"
+                )
+        return self
+
 
 class SQLite3(Driver):
     """Do it on the standard library's sqlite3."""

@@ -290,8 +290,12 @@ class PoolConfig(Frozen):
     """Say how connections are kept.
 
     Attributes:
-        pool_size: connections kept open.
-        max_overflow: connections opened beyond ``pool_size`` under load.
+        pool_size: connections kept open; of a pool that adapts itself, at the beginning.
+        min_pool_size: keep at least so many connections open, from the first checkout on: they are opened in the
+            background. A pool that adapts itself shrinks to this size, or to ``pool_size`` where this is not given.
+        max_pool_size: the most connections that are kept: above ``pool_size`` the pool adapts its size to the load,
+            between ``min_pool_size`` and this. ``None``: the size stays.
+        max_overflow: connections opened beyond the size of the moment under load.
         pool_timeout: seconds that a checkout may wait for a connection.
         pool_recycle: connections older than this many seconds are replaced at checkout, each up to a quarter
             earlier, so that not all are replaced together; -1: never.
@@ -306,14 +310,14 @@ class PoolConfig(Frozen):
         pool_nested_checkout: what becomes of a thread or task that asks for another connection while it holds one,
             which can bring all to a halt: ``allow``; ``warn`` (in the log, once a place); ``refuse``.
         pool_leak_seconds: log a connection that is checked out for longer, once, with the place of its checkout.
-        min_pool_size: keep so many connections open, up to ``pool_size``, from the first checkout on: they are opened
-            in the background.
         pool_idle_timeout: close connections beyond ``min_pool_size`` that were not used for so many seconds.
         pool_keepalive: ask the server for a sign of life on connections that were idle for so many seconds, so that
             no firewall forgets them; not on SQLite.
     """
 
     pool_size: int = Field(default=10, ge=1)
+    min_pool_size: int | None = Field(default=None, ge=0)
+    max_pool_size: int | None = Field(default=None, ge=1)
     max_overflow: int = Field(default=20, ge=0)
     pool_timeout: Seconds = 30.0
     pool_recycle: int = Field(default=3600, ge=-1)
@@ -324,23 +328,31 @@ class PoolConfig(Frozen):
     pool_nested_checkout: NestedCheckout = "warn"
     pool_leak_seconds: Seconds | None = None
     pool_recycling: Recycling | None = None
-    min_pool_size: int | None = Field(default=None, ge=0)
     pool_idle_timeout: Seconds | None = None
     pool_keepalive: Seconds | None = None
 
     @model_validator(mode="after")
     def _refuse_upkeep_that_means_nothing(self) -> Self:
-        least, idle, keepalive = self.min_pool_size or 0, self.pool_idle_timeout, self.pool_keepalive
-        if least > self.pool_size:
-            raise ConfigError(
-                f"min_pool_size={least} is above pool_size={self.pool_size}: raise pool_size, or keep fewer",
-                "min_pool_size",
-            )
-        if idle is not None and keepalive is not None and keepalive >= idle and not least:
+        idle, keepalive = self.pool_idle_timeout, self.pool_keepalive
+        if idle is not None and keepalive is not None and keepalive >= idle and not self.min_pool_size:
             raise ConfigError(
                 f"pool_keepalive={keepalive:g} is not below pool_idle_timeout={idle:g}: connections would be closed "
                 "before they are asked",
                 "pool_keepalive",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _keep_the_sizes_in_order(self) -> PoolConfig:
+        if self.min_pool_size is not None and self.min_pool_size > self.pool_size:
+            raise ConfigError(
+                f"min_pool_size={self.min_pool_size} is above pool_size={self.pool_size}: raise pool_size, with which "
+                "the pool begins, or lower min_pool_size"
+            )
+        if self.max_pool_size is not None and self.max_pool_size < self.pool_size:
+            raise ConfigError(
+                f"max_pool_size={self.max_pool_size} is below pool_size={self.pool_size}: raise max_pool_size, "
+                "lower pool_size, or leave max_pool_size out for a size that stays"
             )
         return self
 

@@ -8,6 +8,7 @@ from sqlspec.pool.liveness import PING_AFTER
 from sqlspec.pool.places import Place
 from sqlspec.pool.queue import BEYOND_QUEUEPOOL, FairQueuePool
 from sqlspec.pool.recycling import ConnectionFacts, RecyclingStrategy
+from sqlspec.pool.sizing import AdaptivePool, PoolMetrics
 from sqlspec.pool.statements import count_error, follow_statements, slot_of
 from sqlspec.pool.stats import Holder, PoolStats, Timing
 from sqlspec.pool.threads import start_thread
@@ -15,12 +16,14 @@ from sqlspec.pool.threads import start_thread
 __all__ = [
     "BEYOND_QUEUEPOOL",
     "PING_AFTER",
+    "AdaptivePool",
     "AsyncFairQueuePool",
     "ConnectionFacts",
     "FairQueuePool",
     "Holder",
     "NestedCheckout",
     "Place",
+    "PoolMetrics",
     "PoolStats",
     "RecyclingStrategy",
     "Timing",

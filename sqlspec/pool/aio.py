@@ -39,6 +39,7 @@ class AsyncWaiter(Waiter):
         self.owner = owner
         self.context = context
         self.is_starved = False
+        self.since = math.inf
         self.decision: dict[str, Any] = {}
         self.loop = _running_loop()
         self._future: asyncio.Future[None] | None = None
@@ -119,14 +120,15 @@ class AsyncFairQueuePool(FairQueuePool, AsyncAdaptedQueuePool):
 
     # -- on the loop
 
-    def _look_after(self) -> None:
+    def _look_after(self, seconds: float | None = None) -> None:
         slots, loop = self._pool, _running_loop()
         if loop is not None:
             slots.is_looked_after, slots.loop = True, weakref.ref(loop)
             if slots.timer is not None:
                 # the one before may still be at it
                 slots.timer.cancel()
-            slots.timer = loop.call_later(min(self._pause(), _LONGEST), self._spawn, loop, self._keep_house_again)
+            pause = self._pause() if seconds is None else seconds
+            slots.timer = loop.call_later(min(pause, _LONGEST), self._spawn, loop, self._keep_house_again)
         # otherwise the next checkout in a loop sees to it
 
     def _look_after_no_more(self) -> None:

@@ -11,6 +11,7 @@ from sqlalchemy.pool import Pool, QueuePool
 
 from sqlspec.pool.forks import has_file, tell_of_forks
 from sqlspec.pool.recycling import RecyclingStrategy
+from sqlspec.pool.sizing import AdaptivePool, Reading
 from sqlspec.pool.slots import Slots
 
 __all__ = ["NestedCheckout", "SlotPool"]
@@ -44,8 +45,11 @@ class SlotPool(QueuePool):
         min_pool_size: int | None = None,
         idle_timeout: float | None = None,
         keepalive: float | None = None,
+        adaptive: AdaptivePool | None = None,
         **options: Any,
     ) -> None:
+        if adaptive is not None:
+            adaptive.check(pool_size)
         Pool.__init__(self, creator, **options)
         self._timeout: float | None = timeout  # type: ignore[assignment]  # QueuePool takes None as well
         self._max_waiters = max_waiters
@@ -61,6 +65,9 @@ class SlotPool(QueuePool):
         self._min_pool_size = min_pool_size or 0
         self._idle_timeout = idle_timeout
         self._keepalive = keepalive
+        self._adaptive = adaptive
+        # whether a checkout has the pool look after itself
+        self._is_watched = leak_seconds is not None or adaptive is not None
         self._pool = Slots(pool_size, -1 if pool_size == 0 else max_overflow, use_lifo, linger_seconds > 0)
         # Guards what `HandOverPool._settle_locked` decides: which waiter is given which slot, which slots come and
         # go, and the limits. Nobody waits for it: who finds it locked leaves the work to its holder, which looks
@@ -91,6 +98,7 @@ class SlotPool(QueuePool):
             "min_pool_size": self._min_pool_size,
             "idle_timeout": self._idle_timeout,
             "keepalive": self._keepalive,
+            "adaptive": None if self._adaptive is None else self._adaptive.afresh(),
             "recycle": self._recycle,
             "echo": self.echo,
             "logging_name": self._orig_logging_name,
@@ -149,24 +157,43 @@ class SlotPool(QueuePool):
         """Change how many connections are kept and how many may be open beyond that.
 
         More serve waiters at once. Fewer close idle connections, the longest idle first, and connections that are
-        checked out when they come back. Thread-safe.
+        checked out when they come back. A pool that adapts itself leaves the new size alone for a while, by default for
+        ten seconds, and goes on from it. Thread-safe.
 
         Raises:
-            ValueError: ``pool_size`` is below 1, or ``max_overflow`` below -1.
+            ValueError: ``pool_size`` is below 1 or beyond the bounds of a pool that adapts itself, or
+                ``max_overflow`` is below -1.
         """
         slots = self._pool
         if max_overflow is None:
             max_overflow = slots.max_overflow if slots.wished is None else slots.wished[1]
         if pool_size < 1 or max_overflow < -1:
             raise ValueError(f"pool_size={pool_size}, max_overflow={max_overflow}: at least 1 and 0; -1 is no limit")
+        if self._adaptive is not None:
+            self._adaptive.check(pool_size)
+            self._adaptive.rest(time.monotonic())
         slots.wished = pool_size, max_overflow
+        self._settle_limits()
+
+    def change_size(self, size: int, wanted: int) -> bool:
+        """Change `size` from one that has led to this, where nobody has resized meanwhile; return whether it holds."""
+        self._pool.suggested = size, wanted
+        self._settle_limits()
+        return self._pool.maxsize == wanted
+
+    def _settle_limits(self) -> None:
+        slots = self._pool
         self._settle()
         until = time.monotonic() + _PATIENCE
-        while slots.wished is not None and time.monotonic() < until:
+        while (slots.wished is not None or slots.suggested is not None) and time.monotonic() < until:
             # Somebody else is settling, and looks again afterwards. In a signal handler it may be this thread.
             time.sleep(0.0005)
             self._settle()
         self._look_after_overflow()
+
+    def read(self, now: float) -> Reading:
+        """Return what has been counted up to now."""
+        return self._pool.reading(now)
 
     # -- a fork
 
@@ -194,6 +221,7 @@ class SlotPool(QueuePool):
         self._pool = slots = Slots(parents.maxsize, parents.max_overflow, parents.use_lifo, self._linger_seconds > 0)
         slots.is_closed, slots.is_retired = parents.is_closed, parents.is_retired
         self._overflow_lock = threading.Lock()
+        self._adaptive = None if self._adaptive is None else self._adaptive.afresh()
         for event in (self.dispatch.connect, self.dispatch.first_connect):
             # somebody may have held it who opened the first connection
             if getattr(event, "_exec_once_mutex", None) is not None:

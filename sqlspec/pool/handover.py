@@ -55,6 +55,7 @@ class HandOverPool(SlotPool):
         if patience is None:
             patience = math.inf
         waiter = self._waiter(owner, contextvars.copy_context() if self._open_aside else None)
+        waiter.since = begin
         # without patience it waits for nobody, not even for who opens a connection
         waiter.is_starved = deadline is None and patience <= 0
         outcome: Any = None
@@ -64,6 +65,9 @@ class HandOverPool(SlotPool):
             if slots.queue or slots.is_closed or len(slots.known) < slots.capacity:
                 self._settle()
             if not waiter.decision:
+                if self._adaptive is not None and self._adaptive.may_look(begin):
+                    # a pool that may grow does not let it wait until the next look
+                    self._look_after(0.0)
                 waiter.wait(_STARVED if patience > _STARVED else patience)
                 if not waiter.decision:
                     self._wait_on(waiter, begin + patience)
@@ -383,6 +387,9 @@ class HandOverPool(SlotPool):
         raise NotImplementedError
 
     def _report_drop(self, mark: Mark) -> None:
+        raise NotImplementedError
+
+    def _look_after(self, seconds: float | None = None) -> None:
         raise NotImplementedError
 
     def _sleep(self, seconds: float) -> None:

@@ -60,6 +60,7 @@ class FairQueuePool(UpkeepPool):
         min_pool_size: keep so many connections open, once the first is; up to ``pool_size``.
         idle_timeout: close connections beyond those that were idle for so many seconds.
         keepalive: ask the server for a sign of life on connections that were idle for so many seconds.
+        adaptive: changes `size` by the load; it belongs to this pool alone.
     """
 
     # the logger that applications have configured
@@ -136,7 +137,7 @@ class FairQueuePool(UpkeepPool):
             slot.mark = mark = (time.monotonic(), owner, code, instruction, slot.ref)
             if self._minds_nesting:
                 held_here.set((mark, *held) if held else (mark,))
-            if self._leak_seconds is not None and not slots.is_looked_after:
+            if self._is_watched and not slots.is_looked_after:
                 self._look_after()
         except BaseException:
             # an interrupt: its traceback may be kept, and this frame with it
@@ -171,11 +172,11 @@ class FairQueuePool(UpkeepPool):
         # the thread need not stay until its next look
         look_after(self, 0.0)
 
-    def _look_after(self) -> None:
+    def _look_after(self, seconds: float | None = None) -> None:
         """Have `keep_house` called from time to time, until it says that there is nothing to do."""
         self._pool.is_looked_after = True
         try:
-            look_after(self, self._pause())
+            look_after(self, self._pause() if seconds is None else seconds)
         except BaseException:
             self._pool.is_looked_after = False
             raise
@@ -185,12 +186,13 @@ class FairQueuePool(UpkeepPool):
         pauses += [self._leak_seconds / 4] if self._leak_seconds is not None else []
         upkeep = self._upkeep_pause()
         pauses += [upkeep] if upkeep is not None else []
+        pauses += [self._adaptive.look_seconds] if self._adaptive is not None else []
         return max(0.02, min(pauses))
 
     def keep_house(self) -> float | None:
         """Do what is to be done from time to time; return the seconds to the next time, None for never.
 
-        Report leaks, close overflow that is not needed, look after idle connections. Waits for nothing.
+        Report leaks, adapt the size, close overflow that is not needed, look after idle connections. Waits for nothing.
         """
         slots = self._pool
         slots.is_looked_after = False
@@ -198,6 +200,8 @@ class FairQueuePool(UpkeepPool):
         may_leak = self._leak_seconds is not None and any(slot.mark is not None for slot in slots.all())
         if may_leak:
             report_leaks(slots, self._leak_seconds or 0.0)
+        is_over = slots.is_closed or slots.is_retired
+        may_adapt = self._adaptive is not None and not is_over and self._adaptive.adjust(self, time.monotonic())
         has_overflow = self._linger_seconds > 0 and len(slots.known) > slots.maxsize
         if has_overflow:
             # what was idle at each look was not needed
@@ -206,7 +210,7 @@ class FairQueuePool(UpkeepPool):
                 slots.surplus = min(slots.idle_counts)
                 slots.idle_counts.clear()
                 self._settle()
-        if slots.is_closed or not (has_overflow or may_leak or has_upkeep):
+        if slots.is_closed or not (has_overflow or may_leak or has_upkeep or may_adapt):
             slots.idle_counts.clear()
             return None
         slots.is_looked_after = True

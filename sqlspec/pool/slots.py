@@ -12,6 +12,7 @@ from threading import get_ident
 from typing import Any
 
 from sqlspec.exceptions import without_frames
+from sqlspec.pool.sizing import Reading
 from sqlspec.pool.slot import Slot
 from sqlspec.pool.stats import PoolStats, Tally
 from sqlspec.pool.waiters import Waiter
@@ -48,8 +49,10 @@ class Slots:
         self.disposed_by: int | None = None
         # something has happened that `FairQueuePool._settle` has not seen yet
         self.has_changed = False
-        # limits that `resize` wishes for; idle connections that nobody needed for a while
+        # limits that `resize` wishes for; the size that has led to another one, and that; idle connections that nobody
+        # needed for a while
         self.wished: tuple[int, int] | None = None
+        self.suggested: tuple[int, int] | None = None
         self.surplus = 0
         self.idle_counts: list[int] = []
         self.is_looked_after = False
@@ -76,8 +79,12 @@ class Slots:
         self.kept = self.capacity if self._lingers else math.inf if size == 0 else size
 
     def apply_limits(self) -> None:
-        """Take over the limits that were wished for; under the pool's lock."""
+        """Take over the limits that were wished for, or else the size that was suggested; under the pool's lock."""
+        suggested, self.suggested = self.suggested, None
         wished = self.wished
+        if suggested is not None and wished is None and suggested[0] == self.maxsize:
+            self._limit(suggested[1], self.max_overflow)
+            self.tally.events.append("grown" if suggested[1] > suggested[0] else "shrunk")
         if wished is not None:
             self._limit(*wished)
             if self.wished is wished:
@@ -218,7 +225,29 @@ class Slots:
             timeouts=counts.get("timeouts", 0),
             refused=counts.get("refused", 0),
             dropped=counts.get("dropped", 0),
+            grown=counts.get("grown", 0),
+            shrunk=counts.get("shrunk", 0),
             wait=timings["wait"],
             hold=timings["hold"],
             connect=timings["connect"],
+        )
+
+    def reading(self, now: float) -> Reading:
+        """Return what has been counted up to now."""
+        # What has ended first: what ends in between is missing then, which `PoolMetrics` notices. The other way round
+        # it would be counted twice.
+        timings, counts = self.tally.read()
+        slots = self.all()
+        used = [now - mark[0] for slot in slots if (mark := slot.mark) is not None]
+        waited = [now - waiter.since for waiter in list(self.waiters) if not (waiter.decision or waiter.is_gone)]
+        connecting = [now - (slot.opened_at or now) for slot in slots if slot.is_connecting]
+        return Reading(
+            at=now,
+            size=self.maxsize,
+            used_seconds=timings["hold"].sum + sum(seconds for seconds in used if seconds > 0.0),
+            waited_seconds=timings["wait"].sum + sum(seconds for seconds in waited if seconds > 0.0),
+            connects=timings["connect"].count,
+            connect_seconds=timings["connect"].sum,
+            failed_connects=counts.get("failed_connects", 0),
+            connecting_seconds=max(connecting, default=0.0),
         )

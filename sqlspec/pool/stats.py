@@ -97,6 +97,7 @@ class PoolStats:
         timeouts: checkouts that ended in `PoolTimeout` after waiting.
         refused: checkouts that ended at once: ``max_waiters``, or a nested checkout.
         dropped: connections that came back through the garbage collector.
+        grown, shrunk: how often a pool that adapts itself has changed its size.
         wait: how long checkouts waited that had to.
         hold: how long connections were checked out.
         connect: how long connecting took.
@@ -118,6 +119,8 @@ class PoolStats:
     timeouts: int = 0
     refused: int = 0
     dropped: int = 0
+    grown: int = 0
+    shrunk: int = 0
     wait: Timing = field(default_factory=Timing)
     hold: Timing = field(default_factory=Timing)
     connect: Timing = field(default_factory=Timing)
@@ -173,6 +176,8 @@ _SUMMED = (
     "timeouts",
     "refused",
     "dropped",
+    "grown",
+    "shrunk",
 )
 
 MANY = 1000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from contextvars import Context
 from typing import Any
@@ -20,7 +21,7 @@ class Waiter:
     nothing is given to somebody who has gone.
     """
 
-    __slots__ = ("_gate", "context", "decision", "is_starved", "owner")
+    __slots__ = ("_gate", "context", "decision", "is_starved", "owner", "since")
     # whether there is nobody any more who could be woken
     is_gone = False
 
@@ -30,6 +31,8 @@ class Waiter:
         self.context = context
         # it has waited long enough to connect by itself
         self.is_starved = False
+        # when it began, by the monotonic clock
+        self.since = math.inf
         # empty until it is decided; setdefault() on a dictionary is the atomic step
         self.decision: dict[str, Any] = {}
         self._gate = threading.Lock()
