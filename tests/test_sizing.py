@@ -198,7 +198,7 @@ def test_whatever_is_read_the_size_stays_within_its_bounds_and_changes_by_five_a
     assert abs(wanted - size) <= 5
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.integers(1, 30), st.integers(0, 40), st.data())
 def test_a_load_that_hardly_varies_has_no_pool_go_to_and_fro(lowest: int, span: int, data: st.DataObject) -> None:
     begin = data.draw(st.integers(lowest, lowest + span))

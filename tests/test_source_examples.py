@@ -14,6 +14,7 @@ from sqlalchemy import exc
 
 import sqlspec as library
 from sqlspec import (
+    AdaptivePool,
     ConfigError,
     ConnectionTimeout,
     EnvironmentConfig,
@@ -268,6 +269,35 @@ def test_a_health_check_goes_through_every_name(sqlspec: SQLSpec, database: Data
         return results
 
     assert asyncio.run(health_check(sqlspec)) == {"primary": True, "missing": False}
+
+
+def test_a_pool_changes_its_size_by_its_usage(database: Database) -> None:
+    config = database.config(pool_size=2, max_pool_size=7, max_overflow=0, pool_nested_checkout="allow")
+    with SQLSpec() as sqlspec:
+        sqlspec.register_config(config, name="primary")
+        held = [sqlspec.create_connection("primary") for _ in range(2)]
+        # the document's pool adjusts its config; here the config stays, and the pool that is in use grows
+        held.append(sqlspec.create_connection("primary", timeout=20))
+        stats = sqlspec.get_pool_stats("primary")
+        assert (stats.size, stats.grown, stats.checked_out, config.pool_size) == (7, 1, 3, 2)
+        for connection in held:
+            connection.close()
+
+
+def test_a_pool_is_adjusted_by_hand(database: Database) -> None:
+    adaptive = AdaptivePool(database.config(pool_size=2, max_pool_size=7))
+    with SQLSpec() as sqlspec:
+        sqlspec.register_config(database.config(pool_size=2, max_overflow=0), name="primary")
+        pool = sqlspec._get_pool("primary")
+        now = time.monotonic()
+        with sqlspec.get_connection("primary"), sqlspec.get_connection("primary"):
+            adaptive.adjust(pool, now)
+            assert adaptive.metrics.average_usage() == 0.0
+            adaptive.adjust(pool, now + 60.0)
+            assert pool.size() == 7
+        adaptive.adjust(pool, now + 120.0)
+        adaptive.adjust(pool, now + 180.0)
+        assert (pool.size(), adaptive.metrics.average_usage()) == (2, 0.0)
 
 
 def test_a_connection_knows_its_age_queries_and_errors(sqlspec: SQLSpec) -> None:

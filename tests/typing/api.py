@@ -12,6 +12,7 @@ from sqlalchemy import CursorResult, Engine, Result, Row
 from sqlalchemy.pool import PoolProxiedConnection, QueuePool
 
 from sqlspec import (
+    AdaptivePool,
     AsyncConnection,
     AsyncCursor,
     AsyncSavepoint,
@@ -24,6 +25,7 @@ from sqlspec import (
     Holder,
     LoadError,
     PendingResult,
+    PoolMetrics,
     PoolStats,
     PoolTimeout,
     PreparedStatement,
@@ -54,6 +56,8 @@ def registry() -> None:
         assert_type(spec.get_pool_stats("primary").closed, Mapping[str, int])
         assert_type(spec.get_holders("primary"), list[Holder])
         spec.resize_pool("primary", pool_size=5, max_overflow=0)
+        assert_type(spec.get_pool_stats("primary").grown, int)
+        assert_type(AdaptivePool(PostgreSQLConfig(max_pool_size=30)).metrics, PoolMetrics)
         spec.resize_pool("primary", 5)  # type: ignore[call-arg]  # sizes are named
         assert_type(SQLSpec.from_env({"primary": "DB_"}), SQLSpec)
         assert_type(SQLSpec.from_toml("sqlspec.toml"), SQLSpec)
