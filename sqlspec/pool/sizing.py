@@ -225,7 +225,7 @@ class AdaptivePool:
         return True
 
     def check(self, size: int) -> None:
-        """Refuse a size beyond the bounds.
+        """Refuse a size that is beyond the bounds.
 
         Raises:
             ValueError: it names the bounds.
@@ -244,6 +244,7 @@ class AdaptivePool:
     def decide(self, size: int, now: float) -> int:
         """Return the size that a pool of this size should have now."""
         if now < self._rests_until:
+            # it has just changed: what comes of that is not seen yet
             return size
         return next_size(size, self.lowest, self.highest, self.metrics)
 
