@@ -586,7 +586,7 @@ def test_a_pool_of_tasks_follows_its_load(postgresql_server: Server) -> None:
             await asyncio.gather(*tasks)
             while pool.size() > 1 or pool._pool.is_looked_after:
                 await asyncio.sleep(0.01)
-            assert pool.stats().shrunk == 1
+            assert pool.stats().shrunk >= 1
         await engine.dispose()
 
     asyncio.run(main())
