@@ -6,6 +6,7 @@ import asyncio
 import functools
 import ipaddress
 import logging
+import time
 from collections.abc import Callable
 from contextlib import closing
 from contextvars import ContextVar
@@ -27,6 +28,7 @@ from sqlspec.pool import (
     AsyncFairQueuePool,
     FairQueuePool,
     call_aside,
+    connecting,
     follow_statements,
     seconds_left,
     within,
@@ -132,14 +134,15 @@ def _connect_through(engine: Engine, config: NoPoolSyncConfig, driver: Driver) -
     """
     connect = engine.dialect.connect
     key = "passwd" if driver.name == "MySQLdb" else "password"
+    open_driver = functools.partial(connecting, _sleep_in_task if driver.is_async else time.sleep, connect)
 
     def open_prepared(seconds: float, *arguments: Any, **parameters: Any) -> Any:
         connection = None
         try:
             if config.password is None or key in parameters or "password" in parameters:
-                connection = connect(*arguments, **parameters)
+                connection = open_driver(*arguments, **parameters)
             else:
-                connection = connect(*arguments, **parameters, **{key: config.reveal_password()})
+                connection = open_driver(*arguments, **parameters, **{key: config.reveal_password()})
             within(connection, seconds, driver.prepare, connection)
         except BaseException as error:
             if connection is not None:
@@ -187,6 +190,10 @@ def _in_time(seconds: float, driver: Driver, connect: Callable[[], Any]) -> Any:
             return await greenlet_spawn(connect)
 
     return await_only(connect_in_time())
+
+
+def _sleep_in_task(seconds: float) -> None:
+    await_only(asyncio.sleep(seconds))
 
 
 def _forget_frames(failure: BaseException) -> None:

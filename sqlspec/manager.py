@@ -139,9 +139,6 @@ class PooledConnectionManager:
         pools = ", ".join(repr(pool) for pool in self.pools())
         return f"<PooledConnectionManager {self.name!r}, {'closed' if self._closed else pools or 'not used yet'}>"
 
-    def before_fork(self) -> None:
-        """Do nothing: the pools see to it."""
-
     def start_over(self) -> None:
         """Know of no event loop and no lock: those are the parent process's own."""
         self._lock = threading.Lock()

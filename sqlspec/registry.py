@@ -72,9 +72,6 @@ class SQLSpec:
     def __repr__(self) -> str:
         return f"<SQLSpec {', '.join(self.list_configs()) or 'without configs'}{', closed' if self._closed else ''}>"
 
-    def before_fork(self) -> None:
-        """Do nothing: the pools see to it."""
-
     def start_over(self) -> None:
         """Have a lock of its own, in a forked child."""
         self._lock = threading.Lock()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from threading import get_ident
@@ -9,12 +10,17 @@ from typing import Any, Literal
 
 from sqlalchemy.pool import Pool, QueuePool
 
-from sqlspec.pool.forks import has_file, tell_of_forks
+from sqlspec.pool.forks import is_foreign, tell_before_forks, tell_of_forks
+from sqlspec.pool.gate import PAUSE, connecting
+from sqlspec.pool.places import owner_of_thread
 from sqlspec.pool.recycling import RecyclingStrategy
 from sqlspec.pool.sizing import AdaptivePool, Reading
+from sqlspec.pool.slot import Slot
 from sqlspec.pool.slots import Slots
 
 __all__ = ["NestedCheckout", "SlotPool"]
+
+_logger = logging.getLogger("sqlspec.pool")
 
 NestedCheckout = Literal["allow", "warn", "refuse"]
 # Seconds in which new limits are seen to be in force.
@@ -74,6 +80,7 @@ class SlotPool(QueuePool):
         # again after its release. (The name is that of QueuePool's lock.)
         self._overflow_lock = threading.Lock()
         tell_of_forks(self)
+        tell_before_forks(self)
 
     def __repr__(self) -> str:
         state = "closed" if self._pool.is_closed else f"{self.checkedout()} checked out, {self.checkedin()} checked in"
@@ -197,23 +204,33 @@ class SlotPool(QueuePool):
 
     # -- a fork
 
-    def before_fork(self) -> None:
-        """Close the idle connections to files of SQLite's: of what is open, a copy of its locks would be inherited."""
-        if getattr(self._dialect, "name", "") != "sqlite" or self._dialect.is_async:
-            return
+    def before_fork(self, until: float) -> None:
+        """Close the connections to files of SQLite's: of what is open, a copy of its locks would be inherited.
+
+        Those in use close when they come back, for which it waits, but for what this thread itself has. Nobody opens
+        another one meanwhile.
+        """
         slots = self._pool
-        # taken meanwhile, since others check out; those that are in use are abandoned in the child
+        for slot in slots.all():
+            slot.is_retired |= slot.has_file
+        # taken meanwhile, since others check out
         for _ in range(len(slots.queue)):
             try:
                 slot = slots.queue.popleft()
             except IndexError:
                 break
-            try:
-                if slot.dbapi_connection is not None and has_file(slot.dbapi_connection):
-                    slot.close()
-            finally:
-                slots.queue.append(slot)
-                self._settle()
+            self._pass_on(slot)
+        while (in_use := self._files_of_others()) and time.monotonic() < until:
+            time.sleep(PAUSE)
+        if in_use:
+            # who has it for that long keeps no further fork waiting
+            slots.outlasted = in_use
+            _logger.warning("a process forks while a thread uses a file of SQLite's: its child must not use that file")
+
+    def _files_of_others(self) -> list[Any]:
+        slots, owner = self._pool, owner_of_thread()
+        marks = [slot.mark for slot in slots.all() if slot.has_file and slot.dbapi_connection is not None]
+        return [mark for mark in marks if mark is None or (mark[1] is not owner and mark not in slots.outlasted)]
 
     def start_over(self) -> None:
         """Know of no connection, waiter or lock: those of this pool are the parent process's own."""
@@ -233,7 +250,25 @@ class SlotPool(QueuePool):
             else:
                 slot.abandon()
 
+    def _close_connection(self, connection: Any, *, terminate: bool = False) -> None:
+        if is_foreign():
+            # a child that has not started over yet: the parent closes it
+            return
+        super()._close_connection(connection, terminate=terminate)
+
+    # -- connecting
+
+    def _should_wrap_creator(self, creator: Any) -> Any:
+        connect: Any = super()._should_wrap_creator(creator)
+        return lambda record: connecting(self._sleep, connect, record)
+
     # -- for the classes on top
+
+    def _pass_on(self, slot: Slot) -> None:
+        raise NotImplementedError
+
+    def _sleep(self, seconds: float) -> None:
+        raise NotImplementedError
 
     def _settle(self) -> None:
         raise NotImplementedError

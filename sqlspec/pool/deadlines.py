@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from typing import Any, TypeVar, cast
 
 from sqlspec.pool.housekeeping import look_after
-from sqlspec.pool.sockets import Socket
+from sqlspec.pool.sockets import Socket, socket_of
 from sqlspec.pool.threads import start_thread
 
 __all__ = ["call_aside", "checkout_deadline", "seconds_left", "within"]
@@ -78,7 +78,7 @@ class _Watch:
         self._pause = _RARELY
 
     def within(self, connection: Any, seconds: float, work: Callable[..., R], *arguments: Any, **options: Any) -> R:
-        socket = _socket_of(connection)
+        socket = socket_of(connection)
         if socket is None:
             return work(*arguments, **options)
         call, failure = _Call(socket, time.monotonic() + seconds), None
@@ -117,13 +117,6 @@ class _Watch:
             if self._calls.pop(call, _CUT) is not _CUT:
                 _cut(call)
         return pause
-
-
-def _socket_of(connection: Any) -> Socket | None:
-    try:
-        return Socket(connection)
-    except Exception:  # noqa: BLE001  # there is none, or it is closed, which each driver says in its own class
-        return None
 
 
 def _cut(call: _Call) -> None:

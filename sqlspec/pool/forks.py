@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 import weakref
 from collections.abc import Callable
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from sqlspec.exceptions import ConnectionLost
-from sqlspec.pool.sockets import fileno_of
+from sqlspec.pool.gate import PATIENCE, follow_forks, wait_for_connects
+from sqlspec.pool.sockets import Socket
 
-__all__ = ["Abandoned", "disarm", "has_file", "process_id", "refuse", "tell_of_forks"]
+__all__ = [
+    "Abandoned",
+    "disarm",
+    "has_file",
+    "is_foreign",
+    "is_sqlite_of_threads",
+    "process_id",
+    "refuse",
+    "tell_before_forks",
+    "tell_of_forks",
+]
+
+T = TypeVar("T")
 
 _logger = logging.getLogger("sqlspec.pool")
 
@@ -19,34 +33,55 @@ _logger = logging.getLogger("sqlspec.pool")
 class Heir(Protocol):
     """Be something with locks or connections, of which a child process inherits a copy."""
 
-    def before_fork(self) -> None:
-        """Let go of what no child may inherit, in the thread that forks."""
-
     def start_over(self) -> None:
         """Own nothing that is the parent's, in the child, which has one thread only."""
 
 
-_heirs: weakref.WeakSet[Heir] = weakref.WeakSet()
+class Closer(Protocol):
+    """Be something with files of which no child may inherit a copy."""
+
+    def before_fork(self, until: float) -> None:
+        """Close them, in the thread that forks; wait for others no longer than until that moment."""
+
+
+# By weak references, in dictionaries: each step on them is atomic, so that a child never inherits one half-way.
+_heirs: dict[weakref.ref[Heir], None] = {}
+_closers: dict[weakref.ref[Closer], None] = {}
 
 
 def tell_of_forks(heir: Heir) -> None:
-    """Have this called at each fork, as long as it exists."""
-    _heirs.add(heir)
+    """Have this start over in each child, as long as it exists."""
+    _heirs[weakref.ref(heir, _heirs.pop)] = None
 
 
-def _tell_all(what: Callable[[Heir], None]) -> None:
-    for heir in list(_heirs):
+def tell_before_forks(closer: Closer) -> None:
+    """Have this close what no child may inherit, as long as it exists."""
+    _closers[weakref.ref(closer, _closers.pop)] = None
+
+
+def _tell_all(those: dict[weakref.ref[T], None], what: Callable[[T], None]) -> None:
+    for ref in list(those):
+        one = ref()
         try:
-            what(heir)
+            if one is not None:
+                what(one)
         except Exception:
             # the others must be told as well, and nobody is there who could handle it
-            _logger.exception("%r could not follow a fork", heir)
+            _logger.exception("%r could not follow a fork", one)
+
+
+def _before() -> None:
+    until = time.monotonic() + PATIENCE
+    try:
+        wait_for_connects(until)
+    finally:
+        _tell_all(_closers, lambda closer: closer.before_fork(until))
 
 
 def _in_child() -> None:
     global process_id
     process_id = os.getpid()
-    _tell_all(lambda heir: heir.start_over())
+    _tell_all(_heirs, lambda heir: heir.start_over())
 
 
 # The number of this process; looked up here each time, since asking the system takes longer.
@@ -83,26 +118,31 @@ class Abandoned:
         refuse(self._number)
 
 
+def is_sqlite_of_threads(dialect: Any) -> bool:
+    """Tell whether connections are objects of sqlite3's; a pool without an engine has a dialect without a name."""
+    return getattr(dialect, "name", "") == "sqlite" and not dialect.is_async
+
+
 def has_file(connection: Any) -> bool:
     """Tell whether a connection of SQLite's is to a file, and not to a database in memory."""
     return any(file for _, _, file in connection.cursor().execute("PRAGMA database_list").fetchall())
 
 
-def disarm(connection: Any) -> None:
+def is_foreign() -> bool:
+    """Tell whether this is a child that has just been forked, where everything still is as its parent has it.
+
+    Hooks that were registered before ours may run there, and the garbage collector in them.
+    """
+    return os.getpid() != process_id
+
+
+def disarm(connection: Any, socket: Socket | None) -> None:
     """Keep a child process from saying anything over its parent's connection, not even good-bye.
 
     mysqlclient says it when the connection is freed. What is written goes nowhere from now on, and what is read ends.
     """
-    try:
-        socket = fileno_of(connection)()
-    except Exception:  # noqa: BLE001  # it has no socket, or none any more, which each driver says in its own way
+    if socket is None or not socket.lead_nowhere():
         _keep(connection)
-        return
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    try:
-        os.dup2(nowhere, socket, inheritable=False)
-    finally:
-        os.close(nowhere)
 
 
 def _keep(connection: Any) -> None:
@@ -113,4 +153,4 @@ def _keep(connection: Any) -> None:
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
 
 
-os.register_at_fork(before=lambda: _tell_all(lambda heir: heir.before_fork()), after_in_child=_in_child)
+follow_forks(_before, _in_child)

@@ -15,6 +15,7 @@ from sqlspec.exceptions import PoolClosed, PoolTimeout
 from sqlspec.pool.base import SlotPool
 from sqlspec.pool.counted import CountedSlot
 from sqlspec.pool.deadlines import checkout_deadline
+from sqlspec.pool.forks import is_foreign
 from sqlspec.pool.garbage import collect_garbage
 from sqlspec.pool.places import Mark, Owner
 from sqlspec.pool.proxy import Proxy, lent
@@ -207,6 +208,8 @@ class HandOverPool(SlotPool):
 
     def _take_back(self, ref: weakref.ref[Any]) -> None:
         """Give back what its borrower has dropped, as if it had been closed; in whatever thread that comes out."""
+        if is_foreign():
+            return
         slot = lent.pop(ref, None)
         if slot is not None and slot.fairy_ref is ref and not sys.is_finalizing():
             Proxy(self, slot.dbapi_connection, slot, self._should_log_debug())._checkin()
@@ -214,7 +217,7 @@ class HandOverPool(SlotPool):
     def _lost(self, ref: Any) -> None:
         """Count a slot out that nobody has any more: an interrupt came between its borrower and the pool."""
         slots = self._pool
-        if sys.is_finalizing():
+        if sys.is_finalizing() or is_foreign():
             return
         if ref in slots.known:
             slots.forget(ref)
@@ -390,7 +393,4 @@ class HandOverPool(SlotPool):
         raise NotImplementedError
 
     def _look_after(self, seconds: float | None = None) -> None:
-        raise NotImplementedError
-
-    def _sleep(self, seconds: float) -> None:
         raise NotImplementedError

@@ -14,11 +14,12 @@ from sqlalchemy.pool.base import _ConnectionFairy, _ConnectionRecord
 
 from sqlspec.exceptions import ConnectionTimeout
 from sqlspec.pool.deadlines import checkout_deadline
-from sqlspec.pool.forks import Abandoned, disarm, has_file
+from sqlspec.pool.forks import Abandoned, disarm, has_file, is_sqlite_of_threads
 from sqlspec.pool.liveness import Listener, ask
 from sqlspec.pool.places import Mark
 from sqlspec.pool.proxy import Proxy, lent
 from sqlspec.pool.recycling import JITTER, RecyclingStrategy, shortened
+from sqlspec.pool.sockets import Socket, socket_of
 from sqlspec.pool.stats import MANY
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class Slot(_ConnectionRecord):
 
     __slots__ = (
         "expires_at",
+        "has_file",
         "home",
         "idle_since",
         "is_connecting",
@@ -73,6 +75,7 @@ class Slot(_ConnectionRecord):
         "proxy",
         "ref",
         "reported",
+        "socket",
         "statement",
     )
 
@@ -93,6 +96,9 @@ class Slot(_ConnectionRecord):
         self.is_connecting = False
         # tells whether something has come over the connection
         self.listener: Listener | None = None
+        # of its connection: what a child process must not write to, and whether it is to a file of SQLite's
+        self.socket: Socket | None = None
+        self.has_file = False
         # whether a connection is counted as opened and not yet as closed
         self.is_open = False
         # the pool does not want it back
@@ -201,10 +207,18 @@ class Slot(_ConnectionRecord):
             self.is_connecting = False
             self._soft_invalidate_time = 0.0
             self.count_closed("recycled")
+        self._note_what_forks_share(connection)
         # fresh, as one that has just come back
         self.idle_since = now = time.monotonic()
         self._count_opened(now - begin)
         return connection
+
+    def _note_what_forks_share(self, connection: Any) -> None:
+        # Asked for now: while a thread uses the connection of mysqlclient, it tells nobody else its socket, and in a
+        # child for ever.
+        is_sqlite = is_sqlite_of_threads(self.home._dialect)
+        self.socket = None if is_sqlite else socket_of(connection)
+        self.has_file = is_sqlite and has_file(connection)
 
     def _count_opened(self, seconds: float) -> None:
         slots = self.home._pool
@@ -267,17 +281,12 @@ class Slot(_ConnectionRecord):
             proxy.dbapi_connection = cast("Any", Abandoned(os.getppid()))
             proxy._connection_record = None
         if connection is not None:
-            disarm(connection)
+            disarm(connection, self.socket)
 
     def stays_over_fork(self) -> bool:
         """Tell whether a child process has its own copy of all that the connection is about."""
-        is_sqlite = self.home._dialect.name == "sqlite" and not self.home._dialect.is_async
-        return (
-            is_sqlite
-            and self.mark is None
-            and self.dbapi_connection is not None
-            and not has_file(self.dbapi_connection)
-        )
+        is_sqlite = is_sqlite_of_threads(self.home._dialect)
+        return is_sqlite and self.mark is None and self.dbapi_connection is not None and not self.has_file
 
     def checkin(self, _fairy_was_created: bool = True) -> None:
         """Give the slot back to its pool, whatever the callbacks and listeners of the checkin raise."""

@@ -68,6 +68,8 @@ class Slots:
         self.tasks: set[Any] = set()
         self.loop: weakref.ref[Any] | None = None
         self.timer: Any = None
+        # checkouts for which a fork has waited in vain
+        self.outlasted: list[Any] = []
         self._news: dict[object, None] = {}
         self._limit(size, max_overflow)
 
