@@ -27,8 +27,8 @@ from sqlspec.pool import (
     AdaptivePool,
     AsyncFairQueuePool,
     FairQueuePool,
+    apart_from_forks,
     call_aside,
-    connecting,
     follow_statements,
     seconds_left,
     within,
@@ -134,7 +134,7 @@ def _connect_through(engine: Engine, config: NoPoolSyncConfig, driver: Driver) -
     """
     connect = engine.dialect.connect
     key = "passwd" if driver.name == "MySQLdb" else "password"
-    open_driver = functools.partial(connecting, _sleep_in_task if driver.is_async else time.sleep, connect)
+    open_driver = functools.partial(apart_from_forks, _sleep_in_task if driver.is_async else time.sleep, connect)
 
     def open_prepared(seconds: float, *arguments: Any, **parameters: Any) -> Any:
         connection = None

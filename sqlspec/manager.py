@@ -19,7 +19,7 @@ from sqlspec.adapters.sqlite import SQLiteConnectionConfig
 from sqlspec.config import NoPoolSyncConfig, PoolConfig
 from sqlspec.engine import build_engine
 from sqlspec.exceptions import ConfigError, ConnectionTimeout, PoolClosed, PoolTimeout
-from sqlspec.pool import FairQueuePool, Holder, PoolStats, checkout_deadline, tell_of_forks
+from sqlspec.pool import FairQueuePool, Holder, PoolStats, apart_from_forks, checkout_deadline, tell_of_forks
 from sqlspec.session import AsyncConnection, AsyncSession, Connection, Session
 
 __all__ = ["PooledConnectionManager"]
@@ -38,7 +38,10 @@ class EngineSource:
     def __init__(self, manager: PooledConnectionManager, is_async: bool) -> None:
         self._manager = manager
         self.driver: Driver = driver_for(manager.config, is_async=is_async)
-        self.engine: Engine = build_engine(manager.config, manager.name, is_async=is_async)
+        # a loop cannot wait for a fork: the fork may wait for its tasks
+        self.engine: Engine = apart_from_forks(
+            None if is_async else time.sleep, build_engine, manager.config, manager.name, is_async=is_async
+        )
         if isinstance(self.engine.pool, FairQueuePool) and manager.limits is not None:
             self.engine.pool.resize(*manager.limits)
         if is_async:

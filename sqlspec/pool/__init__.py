@@ -4,7 +4,7 @@ from sqlspec.pool.aio import AsyncFairQueuePool
 from sqlspec.pool.base import NestedCheckout
 from sqlspec.pool.deadlines import call_aside, checkout_deadline, seconds_left, within
 from sqlspec.pool.forks import tell_of_forks
-from sqlspec.pool.gate import connecting
+from sqlspec.pool.gate import apart_from_forks
 from sqlspec.pool.liveness import PING_AFTER
 from sqlspec.pool.places import Place
 from sqlspec.pool.queue import BEYOND_QUEUEPOOL, FairQueuePool
@@ -28,9 +28,9 @@ __all__ = [
     "PoolStats",
     "RecyclingStrategy",
     "Timing",
+    "apart_from_forks",
     "call_aside",
     "checkout_deadline",
-    "connecting",
     "count_error",
     "follow_statements",
     "seconds_left",

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from sqlalchemy.pool import Pool, QueuePool
 
 from sqlspec.pool.forks import is_foreign, tell_before_forks, tell_of_forks
-from sqlspec.pool.gate import PAUSE, connecting
+from sqlspec.pool.gate import PAUSE, apart_from_forks
 from sqlspec.pool.places import owner_of_thread
 from sqlspec.pool.recycling import RecyclingStrategy
 from sqlspec.pool.sizing import AdaptivePool, Reading
@@ -260,7 +260,7 @@ class SlotPool(QueuePool):
 
     def _should_wrap_creator(self, creator: Any) -> Any:
         connect: Any = super()._should_wrap_creator(creator)
-        return lambda record: connecting(self._sleep, connect, record)
+        return lambda record: apart_from_forks(self._sleep, connect, record)
 
     # -- for the classes on top
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from sqlspec.exceptions import ConnectionLost
-from sqlspec.pool.gate import PATIENCE, follow_forks, wait_for_connects
+from sqlspec.pool.gate import PATIENCE, follow_forks, wait_for_works
 from sqlspec.pool.sockets import Socket
 
 __all__ = [
@@ -73,7 +73,7 @@ def _tell_all(those: dict[weakref.ref[T], None], what: Callable[[T], None]) -> N
 def _before() -> None:
     until = time.monotonic() + PATIENCE
     try:
-        wait_for_connects(until)
+        wait_for_works(until)
     finally:
         _tell_all(_closers, lambda closer: closer.before_fork(until))
 

@@ -6,6 +6,8 @@ import sys
 import threading
 from collections.abc import Callable
 
+from sqlspec.pool.gate import end_thread
+
 __all__ = ["start_thread"]
 
 
@@ -19,7 +21,7 @@ def start_thread(name: str, target: Callable[..., object], *arguments: object) -
     try:
         if sys.is_finalizing():
             return False
-        threading.Thread(target=target, args=arguments, name=name, daemon=True).start()
+        threading.Thread(target=_run, args=(target, *arguments), name=name, daemon=True).start()
     except RuntimeError as error:
         # Python may tell of an interrupt while it waits for the thread in this way
         cause = error.__context__
@@ -27,3 +29,10 @@ def start_thread(name: str, target: Callable[..., object], *arguments: object) -
             raise cause from None
         return False
     return True
+
+
+def _run(target: Callable[..., object], *arguments: object) -> None:
+    try:
+        target(*arguments)
+    finally:
+        end_thread()
