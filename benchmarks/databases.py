@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-import trustme
 from sqlalchemy import exc
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -22,20 +21,15 @@ __all__ = ["StockSessions", "databases", "servers"]
 
 
 @contextmanager
-def databases(*wanted: str) -> Iterator[dict[str, Any]]:
+def databases(*wanted: str, certificate: Path | None = None) -> Iterator[dict[str, Any]]:
     """Start these of postgresql, mariadb and sqlite; return their configs by name, and stop them at the end."""
-    with servers(*wanted) as started:
+    with servers(*wanted, certificate=certificate) as started:
         yield {name: config for name, (_, config) in started.items()}
 
 
-def _certificate(path: Path) -> Path:
-    trustme.CA().issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(path))
-    return path
-
-
 @contextmanager
-def servers(*wanted: str, with_tls: bool = False) -> Iterator[dict[str, tuple[Any, Any]]]:
-    """Start them, with a certificate where it is asked for, and return each with its config; SQLite has no server."""
+def servers(*wanted: str, certificate: Path | None = None) -> Iterator[dict[str, tuple[Any, Any]]]:
+    """Start them, with a certificate where there is one, and return each with its config; SQLite has no server."""
     with tempfile.TemporaryDirectory(prefix="sqlspec-") as folder:
         kinds = {
             "postgresql": (PostgreSQLServer, PostgreSQLConfig, "postgres"),
@@ -48,7 +42,12 @@ def servers(*wanted: str, with_tls: bool = False) -> Iterator[dict[str, tuple[An
                     started[name] = (None, SQLiteConfig(database=str(Path(folder) / "bench.db")))
                     continue
                 kind, config, database = kinds[name]
-                server = kind(Path(folder) / name, _certificate(Path(folder) / f"{name}.pem") if with_tls else None)
+                own = None
+                if certificate is not None:
+                    # each server's user owns its copy
+                    own = Path(folder) / f"{name}.pem"
+                    own.write_bytes(certificate.read_bytes())
+                server = kind(Path(folder) / name, own)
                 server.start()
                 place = {"host": "127.0.0.1", "port": server.port, "username": "app", "password": PASSWORD}
                 started[name] = (server, config(**place, database=database))

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
+import trustme
 from databases import StockSessions, servers
 from report import compare
 from sqlalchemy import exc
@@ -150,7 +152,10 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="the usual drivers over TCP only")
     options = parser.parse_args()
     is_stock, holds = options.pool == "stock", True
-    with servers("postgresql", "mariadb", with_tls=True) as started:
+    with (
+        trustme.CA().issue_cert("127.0.0.1").private_key_and_cert_chain_pem.tempfile() as certificate,
+        servers("postgresql", "mariadb", certificate=Path(certificate)) as started,
+    ):
         _, config = started["postgresql"]
         holds &= cycle(config.model_copy(update={"tls": "disable"}), options.rounds)
         for name, (server, config) in started.items():
