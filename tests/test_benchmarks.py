@@ -55,3 +55,11 @@ def test_ended_connections_are_replaced_one_for_one_where_the_stock_pool_fails()
     assert "<-" not in ours.stdout
     stock = subprocess.run([*command, "stock"], capture_output=True, text=True, check=False)
     assert stock.stdout.count("<-") == 6, stock.stdout + stock.stderr
+
+
+@pytest.mark.parametrize("trial", ["postgresql os.fork, eight threads", "mariadb checked out, child ends normally"])
+def test_a_benchmark_of_forks_finds_no_backend_shared(trial: str) -> None:
+    command = [sys.executable, str(FOLDER / "forks.py"), "--forks", "4", "--only", trial]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # how long a first query takes is for `tox -e forks`
+    assert " 0 backends shared, 0 errors, 0 hang" in done.stdout, done.stdout + done.stderr
