@@ -80,6 +80,12 @@ class BlackHole(Proxy):
         """Swallow what the connections say that have said something so far; later ones work."""
         self._swallowed |= set(self._known)
 
+    def end(self) -> None:
+        """Hang up on whoever has said something so far."""
+        for end in list(self._known):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
     def _passes(self, source: socket.socket, is_client: bool) -> bool:
         self._known.add(source)
         is_lost = self.swallows_all or source in self._swallowed

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import logging
 import random
 import socket
 import threading
@@ -15,7 +17,8 @@ import sqlalchemy as sa
 from sqlalchemy import exc
 
 from sqlspec import ConnectionTimeout, SQLSpec
-from sqlspec.pool import call_aside, within
+from sqlspec.pool import call_aside, deadlines, within
+from sqlspec.pool.housekeeping import look_after
 from tests.conftest import Database
 from tests.proxy import BlackHole
 from tests.servers import wait_until
@@ -295,3 +298,116 @@ def test_what_is_called_aside_returns_and_raises_as_called() -> None:
         call_aside(0.05, lambda: go_on.wait(20) and 8, undone.append)
     go_on.set()
     wait_until(lambda: undone == [8])
+
+
+def wait_for_cut(line: Line) -> None:
+    """Have a call cut that another thread makes; this one waits no longer than ten seconds."""
+    said: list[str] = []
+
+    def call() -> None:
+        try:
+            within(line, 0.1, line.wait)
+        except OSError as error:
+            said.append(str(error))
+
+    threading.Thread(target=call, daemon=True).start()
+    wait_until(lambda: bool(said), seconds=10)
+    assert "no answer to a call within 0.1 s" in said[0]
+
+
+def test_what_housekeeping_waits_for_makes_no_deadline_late(line: Line) -> None:
+    class Slow:
+        def keep_house(self) -> None:
+            is_slow.set()
+            go_on.wait(20)
+
+    slow, is_slow, go_on = Slow(), threading.Event(), threading.Event()
+    look_after(slow, 0.0)
+    assert is_slow.wait(10)
+    wait_for_cut(line)
+    go_on.set()
+
+
+@on_servers
+def test_a_report_of_a_leak_may_be_stored_in_a_database_that_hangs(
+    spec: SQLSpec, database: Database, hole: BlackHole
+) -> None:
+    class Store(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            is_logged.set()
+            with contextlib.suppress(Exception), spec.get_session("limited", timeout=5) as session:
+                session.execute("SELECT 1")
+
+    is_logged, store = threading.Event(), Store()
+    spec.register_config(database.config(port=hole.port, command_timeout=0.3, pool_leak_seconds=0.1), "limited")
+    logger = logging.getLogger("sqlspec.pool")
+    logger.addHandler(store)
+    try:
+        with spec.get_session("limited") as other:
+            other.execute("SELECT 1")
+        with pytest.raises(exc.DBAPIError, match="no answer to a statement"), spec.get_session("limited") as session:
+            session.execute("SELECT 1")
+            hole.swallows_all = True
+            assert is_logged.wait(10)
+            session.execute("SELECT 2")
+    finally:
+        logger.removeHandler(store)
+
+
+@on_servers
+@pytest.mark.parametrize("has_limit", [True, False], ids=["limited", "unlimited"])
+def test_what_the_garbage_collector_gives_back_makes_no_deadline_late(
+    spec: SQLSpec,
+    database: Database,
+    hole: BlackHole,
+    line: Line,
+    monkeypatch: pytest.MonkeyPatch,
+    has_limit: bool,
+) -> None:
+    collected: list[str] = []
+
+    def collect(call: Any) -> None:
+        # as Python may at any time, in any thread
+        if not collected:
+            collected.append(threading.current_thread().name)
+            gc.collect()
+        cut(call)
+
+    cut = deadlines._cut
+    limit = {"command_timeout": 0.3} if has_limit else {}
+    spec.register_config(database.config(port=hole.port, **limit), "dropped")
+    connection = spec._get_pool("dropped").connect()
+    connection.cursor().execute("SELECT 1")
+    gc.disable()
+    try:
+        cycle = [connection]
+        cycle.append(cycle)
+        hole.swallow()
+        monkeypatch.setattr(deadlines, "_cut", collect)
+        del connection, cycle
+        wait_for_cut(line)
+    finally:
+        gc.enable()
+    assert collected == ["sqlspec-deadlines"]
+    # who waits without a limit is let go
+    hole.end()
+    wait_until(lambda: spec.get_pool_stats("dropped").checked_out == 0)
+
+
+@pytest.mark.parametrize("failure", [None, KeyboardInterrupt], ids=["no threads left", "an interrupt"])
+def test_a_watch_that_could_not_begin_begins_with_the_next_call(
+    line: Line, monkeypatch: pytest.MonkeyPatch, failure: type[BaseException] | None
+) -> None:
+    def start_none(*_: object) -> bool:
+        tried.append(1)
+        if failure is not None:
+            raise failure
+        return False
+
+    tried: list[int] = []
+    wait_until(lambda: deadlines._watch._watcher is None, seconds=10)
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(deadlines, "start_thread", start_none)
+        within(line, 5.0, int)
+    assert tried
+    wait_for_cut(line)

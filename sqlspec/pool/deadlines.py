@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
-import logging
 import os
 import threading
 import time
 from collections.abc import Callable
 from contextvars import ContextVar
+from threading import get_ident
 from typing import Any, TypeVar, cast
 
-from sqlspec.pool.housekeeping import look_after
 from sqlspec.pool.sockets import Socket, socket_of
 from sqlspec.pool.threads import start_thread
 
-__all__ = ["call_aside", "checkout_deadline", "seconds_left", "within"]
+__all__ = ["call_aside", "checkout_deadline", "is_watching", "seconds_left", "within"]
 
 R = TypeVar("R")
-
-_logger = logging.getLogger("sqlspec.pool")
 
 # Monotonic time at which the checkout under way must be over; None: the pool's own timeout decides.
 checkout_deadline: ContextVar[float | None] = ContextVar("checkout_deadline", default=None)
 
 # Seconds between two looks at the calls under way: a tenth of the shortest deadline, within these.
 _OFTEN, _RARELY = 0.02, 0.25
+# Seconds that the watcher stays when there are no calls.
+_GRACE = 1.0
 # methods of drivers and dialects
 _NAMES = {
     "execute": "a statement",
@@ -61,11 +61,35 @@ class _Call:
         self.is_cut: threading.Event | None = None
 
 
-class _Watch:
-    """Look at the calls under way from time to time, in the housekeeping thread, and cut those that are late.
+class _Watcher:
+    """Be a thread that looks at the calls under way, and does nothing else."""
 
-    A call costs two steps on a dictionary, each of them atomic: whoever takes it out, its caller or the watch, decides
-    how it ends.
+    __slots__ = ("_gate", "is_looking", "number")
+
+    def __init__(self) -> None:
+        self.number = get_ident()
+        # whether it looks by itself; otherwise it must be woken
+        self.is_looking = False
+        self._gate = threading.Lock()
+        self._gate.acquire()
+
+    def wake(self) -> None:
+        """Let it look now. Harmless when repeated; never blocks."""
+        with contextlib.suppress(RuntimeError):
+            self._gate.release()
+
+    def wait(self, seconds: float) -> bool:
+        """Return when woken, or after so many seconds; tell which."""
+        return self._gate.acquire(timeout=seconds)
+
+
+class _Watch:
+    """Look at the calls under way from time to time, and cut those that are late.
+
+    A thread of its own does that while there are calls, which runs nothing that waits and takes no lock: what anybody
+    else does must not make a deadline late. Where Python runs a finaliser in it that calls a server itself, another one
+    takes its place. A call costs two steps on a dictionary, each of them atomic: whoever takes it out, its caller or
+    the watch, decides how it ends.
     """
 
     def __init__(self) -> None:
@@ -74,7 +98,7 @@ class _Watch:
     def begin(self) -> None:
         """Know of no call; in a child process, those are its parent's."""
         self._calls: dict[_Call, None] = {}
-        self._is_watched = False
+        self._watcher: _Watcher | None = None
         self._pause = _RARELY
 
     def within(self, connection: Any, seconds: float, work: Callable[..., R], *arguments: Any, **options: Any) -> R:
@@ -84,9 +108,16 @@ class _Watch:
         call, failure = _Call(socket, time.monotonic() + seconds), None
         try:
             self._calls[call] = None
-            # looked at after that: who stops watching says so first, and looks at the calls then
-            if not self._is_watched or seconds < 10 * self._pause:
-                self._watch(seconds)
+            # looked at after that: a watcher that stops looking says so first, and looks at the calls then
+            watcher = self._watcher
+            if (
+                watcher is None
+                or not watcher.is_looking
+                or seconds < 10 * self._pause
+                # in a finaliser
+                or watcher.number == get_ident()
+            ):
+                self._wake(watcher, seconds)
             return work(*arguments, **options)
         except BaseException as error:
             failure = error
@@ -97,18 +128,45 @@ class _Watch:
                 _follow_cut(call, failure, f"the server gave no answer to {_name(work)} within {seconds:.3g} s")
             failure = None
 
-    def _watch(self, seconds: float) -> None:
-        self._pause = min(self._pause, max(_OFTEN, seconds / 10))
-        self._is_watched = True
-        look_after(self, self._pause)
+    def is_here(self) -> bool:
+        """Tell whether this is the thread that watches, which must not wait for anything."""
+        watcher = self._watcher
+        return watcher is not None and watcher.number == get_ident()
 
-    def keep_house(self) -> float | None:
-        """Cut the calls that are late; return the seconds to the next look, None where there is no call."""
-        self._is_watched = False
-        if not self._calls:
-            return None
-        self._is_watched = True
-        now, pause = time.monotonic(), self._pause
+    def _wake(self, watcher: _Watcher | None, seconds: float) -> None:
+        self._pause = min(self._pause, max(_OFTEN, seconds / 10))
+        if watcher is None or watcher.number == get_ident():
+            # others may start one at the same time: the last one stays. Where there are no threads left, who calls next
+            # tries again.
+            start_thread("sqlspec-deadlines", self._run)
+        else:
+            watcher.wake()
+
+    def _run(self) -> None:
+        watcher = self._watcher = _Watcher()
+        try:
+            while self._watcher is watcher:
+                self._look(watcher)
+        finally:
+            if self._watcher is watcher:
+                self._watcher = None
+
+    def _look(self, watcher: _Watcher) -> None:
+        watcher.is_looking = False
+        if self._calls:
+            watcher.is_looking = True
+            watcher.wait(self._cut_late(time.monotonic()))
+            return
+        self._pause = _RARELY
+        if not watcher.wait(_GRACE) and self._watcher is watcher:
+            self._watcher = None
+            if self._calls:
+                # begun just before, and it was this one that was woken for it
+                self._watcher = watcher
+
+    def _cut_late(self, now: float) -> float:
+        """Cut the calls that are late; return the seconds to the next look."""
+        pause = self._pause
         for call in list(self._calls):
             if call.deadline > now:
                 pause = min(pause, call.deadline - now)
@@ -121,10 +179,9 @@ class _Watch:
 
 def _cut(call: _Call) -> None:
     try:
-        call.socket.shut_down()
-    except OSError:
-        # the other side has ended it at the same moment
-        _logger.info("a call that is late could not be ended", exc_info=True)
+        # an error: the other side has ended it at the same moment (nothing is logged, since handlers may wait)
+        with contextlib.suppress(OSError):
+            call.socket.shut_down()
     finally:
         cast("threading.Event", call.is_cut).set()
 
@@ -150,7 +207,7 @@ def _tell(error: Exception, told: str) -> None:
 
 
 _watch = _Watch()
-within = _watch.within
+within, is_watching = _watch.within, _watch.is_here
 os.register_at_fork(after_in_child=_watch.begin)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from sqlspec.exceptions import PoolClosed, PoolTimeout
 from sqlspec.pool.base import SlotPool
 from sqlspec.pool.counted import CountedSlot
-from sqlspec.pool.deadlines import checkout_deadline
+from sqlspec.pool.deadlines import checkout_deadline, is_watching
 from sqlspec.pool.forks import is_foreign
 from sqlspec.pool.garbage import collect_garbage
 from sqlspec.pool.places import Mark, Owner
@@ -209,6 +209,10 @@ class HandOverPool(SlotPool):
     def _take_back(self, ref: weakref.ref[Any]) -> None:
         """Give back what its borrower has dropped, as if it had been closed; in whatever thread that comes out."""
         if is_foreign():
+            return
+        if is_watching():
+            # that may wait for the server; where there is no thread for it, `_find_lost` makes up for it
+            start_thread("sqlspec-returning", self._take_back, ref)
             return
         slot = lent.pop(ref, None)
         if slot is not None and slot.fairy_ref is ref and not sys.is_finalizing():

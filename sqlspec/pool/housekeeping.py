@@ -1,4 +1,4 @@
-"""The one background thread, which has pools look after themselves from time to time."""
+"""The background thread in which pools look after themselves from time to time."""
 
 from __future__ import annotations
 
