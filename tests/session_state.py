@@ -117,7 +117,7 @@ _MARIADB = (
     Kind("lock", ("DO GET_LOCK('app', 0)",), "SELECT IS_USED_LOCK('app') IS NOT NULL"),
     Kind("database", ("USE other",), "SELECT DATABASE()"),
     Kind("last insert id", ("INSERT INTO app.watched VALUES ()",), "SELECT LAST_INSERT_ID()"),
-    Kind("temporary table", ("CREATE TEMPORARY TABLE app.kept (id INTEGER)",), "SELECT * FROM app.kept"),
+    Kind("temporary table", ("CREATE TEMPORARY TABLE app.left_behind (id INTEGER)",), "SELECT * FROM app.left_behind"),
     Kind("locked tables", ("LOCK TABLES app.watched WRITE",), "SELECT * FROM app.unlocked"),
     Kind("prepared statement", ("PREPARE one FROM 'SELECT 1'",), "EXECUTE one"),
     Kind("handler", ("HANDLER app.watched OPEN",), "HANDLER watched READ FIRST"),

@@ -29,6 +29,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threade
 
 @pytest.fixture(autouse=True)
 def open_gate(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    # of other tests, whose connects may hang
+    wait_until(lambda: not gate._others_work(), seconds=60)
     caplog.set_level(logging.WARNING, "sqlspec.pool")
     yield
     assert gate._forks == {}
@@ -268,7 +270,9 @@ process_id = os.fork()
 if process_id == 0:
     os._exit(0)
 os.waitpid(process_id, 0)
-held.pop().commit()
+proxy = held.pop()
+proxy.commit()
+proxy.close()
 with spec.get_session("primary") as session:
     assert session.execute("SELECT count(*) FROM dropped").scalar_one() == 1
 spec.close()
@@ -292,7 +296,7 @@ session, told = spec.get_session("primary"), []
 session.execute("SELECT 1")
 thread = threading.Thread(target=lambda: told.append(session.execute({sleep!r}).all()))
 thread.start()
-wait_until(lambda: spec.get_holders()[0].statement != "SELECT 1")
+wait_until(lambda: spec.get_holders("primary")[0].statement != "SELECT 1")
 if os.fork() == 0:
     with spec.get_session("primary") as own:
         own.execute("SELECT 1")

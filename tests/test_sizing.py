@@ -274,7 +274,7 @@ def test_a_decision_that_somebody_has_overtaken_by_hand_is_not_told(caplog: pyte
     [
         (lambda: PostgreSQLConfig(max_pool_size=9), "max_pool_size=9 is below pool_size=10: raise max_pool_size"),
         (lambda: PostgreSQLConfig(min_pool_size=11), "min_pool_size=11 is above pool_size=10: raise pool_size"),
-        (lambda: PostgreSQLConfig(min_pool_size=0), "min_pool_size: Input should be greater than or equal to 1"),
+        (lambda: PostgreSQLConfig(min_pool_size=-1), "min_pool_size: Input should be greater than or equal to 0"),
         (lambda: PostgreSQLConfig(max_pool_size=0), "max_pool_size: Input should be greater than or equal to 1"),
         (lambda: SQLiteConfig(database=":memory:", max_pool_size=20), "max_pool_size does not go with a database in"),
         (lambda: SQLiteConfig(database=":memory:", min_pool_size=1), "min_pool_size does not go with a database in"),
@@ -547,7 +547,7 @@ def test_a_name_grows_and_is_resized_within_its_bounds(database: Database) -> No
             caller.answer()
         stats = spec.get_pool_stats("primary")
         assert (stats.size, stats.capacity, stats.grown) == (4, 4, 1)
-        assert len(database.server.connections()) == 4
+        wait_until(lambda: len(database.server.connections()) == 4)
         for caller in callers:
             caller.give_back()
         with pytest.raises(ConfigError, match="between min_pool_size=1 and max_pool_size=4"):

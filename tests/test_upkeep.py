@@ -387,7 +387,7 @@ def test_asking_leaves_no_transaction_open(any_spec: Any, database: Database) ->
 
 
 def test_a_database_in_memory_stays_whatever_the_options_say() -> None:
-    config = SQLiteConfig(database=":memory:", pool_idle_timeout=0.05, min_pool_size=2, pool_keepalive=0.01)
+    config = SQLiteConfig(database=":memory:", pool_idle_timeout=0.05, pool_keepalive=0.01)
     with SQLSpec() as spec:
         spec.register_config(config)
         with spec.get_session() as session:

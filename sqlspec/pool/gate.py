@@ -71,7 +71,9 @@ def end_thread() -> None:
     this = get_native_id()
     _enter(this, time.sleep)
     if len(_works) > _MANY:
-        _others_work()
+        # all of them: Python gives the numbers of threads that have ended to others
+        for work in _works.copy():
+            _is_over(work)
 
 
 def _enter(this: object, sleep: Callable[[float], object] | None) -> None:
