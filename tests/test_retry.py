@@ -17,9 +17,13 @@ from sqlspec import (
     ConnectionLost,
     ConnectionTimeout,
     PoolTimeout,
+    SQLSpec,
     awith_retry,
     with_retry,
 )
+from sqlspec.resilience import is_ambiguous
+from sqlspec.testing import FaultProxy
+from tests.conftest import Database
 
 
 class Pauses:
@@ -176,6 +180,38 @@ def test_a_task_that_is_cancelled_does_not_try_again() -> None:
 def test_an_asynchronous_function_is_refused_by_the_synchronous_form() -> None:
     with pytest.raises(TypeError, match="awith_retry"):
         with_retry(lambda: asyncio.sleep(0))
+
+
+@pytest.mark.parametrize("database", ["postgresql", "psycopg", "mariadb"], indirect=True)
+@pytest.mark.parametrize("way", ["session", "connection", "engine"])
+def test_a_commit_whose_answer_is_lost_is_not_repeated(any_spec: Any, database: Database, way: str) -> None:
+    attempts = list[int]()
+    insert = "INSERT INTO users (name) VALUES ('once')"
+
+    def work() -> None:
+        attempts.append(1)
+        if way == "session":
+            with any_spec.get_session("far") as session:
+                session.execute(insert)
+        elif way == "connection":
+            with any_spec.get_connection("far") as connection:
+                connection.cursor().execute(insert)
+                connection.commit()
+        else:
+            with spec_of_threads.get_engine("far").begin() as own:
+                own.exec_driver_sql(insert)
+
+    with FaultProxy(database.server.port) as proxy, SQLSpec() as spec_of_threads:
+        any_spec.register_config(database.config(port=proxy.port), "far")
+        spec_of_threads.register_config(database.config(port=proxy.port), "far")
+        proxy.swallow_answer("COMMIT")
+        with pytest.raises(Exception) as caught:  # noqa: PT011  # of the driver, or SQLAlchemy's
+            with_retry(work)
+        assert proxy.fired == {"swallow_answer": 1}
+        assert is_ambiguous(caught.value)
+        assert len(attempts) == 1
+    with any_spec.get_session("primary") as session:
+        assert session.execute("SELECT name FROM users").all() == [("once",)]
 
 
 @pytest.mark.parametrize(

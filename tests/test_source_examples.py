@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import pytest
@@ -414,25 +414,38 @@ def test_a_statement_is_prepared_once(sqlspec: SQLSpec) -> None:
 
 
 def test_a_full_pool_can_be_tried_again(sqlspec: SQLSpec) -> None:
-    def with_retry(func: Callable[[], T], max_attempts: int = 3) -> T:
-        for attempt in range(max_attempts):
-            try:
-                return func()
-            except (ConnectionError, PoolTimeout):
-                if attempt == max_attempts - 1:
-                    raise
-                held.pop().close()
-        raise AssertionError
-
     held = [sqlspec.create_connection("primary") for _ in range(3)]
+    attempts = list[int]()
 
     def work() -> Any:
+        attempts.append(1)
+        if len(attempts) == 2:
+            held.pop().close()
         with sqlspec.get_connection("primary", timeout=0.1) as conn:
             return conn.cursor().execute("SELECT 1").fetchone()
 
-    assert with_retry(work) == (1,)
+    assert library.with_retry(work, max_attempts=3, backoff_factor=2.0, max_delay=30.0) == (1,)
+    assert len(attempts) == 2
     for connection in held:
         connection.close()
+
+
+def test_a_circuit_breaker_opens_and_probes() -> None:
+    breaker = library.CircuitBreaker(failure_threshold=2, recovery_timeout=0.05)
+
+    def down() -> None:
+        raise ConnectionRefusedError
+
+    for _ in range(2):
+        with pytest.raises(ConnectionRefusedError):
+            breaker.call(down)
+    assert (breaker.state, breaker.failure_count) == ("open", 2)
+    assert breaker.last_failure_time is not None
+    with pytest.raises(library.CircuitOpenError):
+        breaker.call(lambda: 1)
+    time.sleep(0.06)
+    assert breaker.call(lambda: 1) == 1
+    assert (breaker.state, breaker.failure_count) == ("closed", 0)
 
 
 def test_development_and_production_differ_in_their_pools() -> None:

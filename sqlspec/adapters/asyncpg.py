@@ -60,8 +60,8 @@ class Asyncpg(PostgreSQLDriver):
     def limit_connect(self, arguments: dict[str, Any], seconds: float) -> None:
         arguments["timeout"] = min(arguments["timeout"], seconds)
 
-    def end(self, connection: Any, how: Literal["commit", "rollback"]) -> None:
-        super().end(connection, how)
+    def _end(self, connection: Any, how: Literal["commit", "rollback"]) -> None:
+        super()._end(connection, how)
         # what was begun in a string, SQLAlchemy's adapter does not know of
         if connection.driver_connection.is_in_transaction():
             finish = how.upper()

@@ -145,7 +145,19 @@ class Driver(ABC):
         """Do what must come before the first statement of a transaction."""
 
     def end(self, connection: Any, how: Literal["commit", "rollback"]) -> None:
-        """End the transaction that is open, also one that was begun by hand under autocommit."""
+        """End the transaction that is open, also one that was begun by hand under autocommit.
+
+        Where COMMIT fails, the error's ``in_commit`` says so: if the connection is lost with it, nobody knows whether
+        the server has committed.
+        """
+        try:
+            self._end(connection, how)
+        except Exception as error:
+            if how == "commit":
+                error.in_commit = True  # type: ignore[attr-defined]  # for `sqlspec.resilience.is_ambiguous`
+            raise
+
+    def _end(self, connection: Any, how: Literal["commit", "rollback"]) -> None:
         self.within(connection, getattr(connection, how))
 
     def restore(self, connection: Any, options: TransactionOptions) -> None:

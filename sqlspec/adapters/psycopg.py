@@ -158,7 +158,7 @@ class PostgreSQLDriver(Driver):
     def _set_read_only(self, connection: Any, read_only: bool | None) -> None:
         raise NotImplementedError
 
-    def end(self, connection: Any, how: Literal["commit", "rollback"]) -> None:
+    def _end(self, connection: Any, how: Literal["commit", "rollback"]) -> None:
         if how == "commit" and self._is_aborted(connection):
             # PostgreSQL would answer ROLLBACK, which the drivers take for success. To anything else it says why not.
             # The transaction ends all the same.
@@ -166,8 +166,8 @@ class PostgreSQLDriver(Driver):
                 with closing(connection.cursor()) as cursor:
                     self.within(connection, cursor.execute, "SELECT 1")
             finally:
-                super().end(connection, "rollback")
-        super().end(connection, how)
+                super()._end(connection, "rollback")
+        super()._end(connection, how)
 
     def _is_aborted(self, connection: Any) -> bool:
         """Tell whether an error has aborted the transaction, without asking the server."""
@@ -232,8 +232,8 @@ class Psycopg2(PostgreSQLDriver):
     def uses_tls(self, connection: Any) -> bool:
         return bool(connection.info.ssl_in_use)
 
-    def end(self, connection: Any, how: Literal["commit", "rollback"]) -> None:
-        super().end(connection, how)
+    def _end(self, connection: Any, how: Literal["commit", "rollback"]) -> None:
+        super()._end(connection, how)
         # under autocommit psycopg2's own methods do nothing; 0 is libpq's PQTRANS_IDLE
         if connection.autocommit and connection.info.transaction_status != 0:
             with closing(connection.cursor()) as cursor:

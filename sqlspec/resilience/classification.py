@@ -53,6 +53,8 @@ class ErrorKind(StrEnum):
 
 _UNAVAILABLE = {ErrorKind.CONNECT, ErrorKind.RESTART, ErrorKind.DISCONNECT, ErrorKind.CAPACITY}
 
+# of a COMMIT, these say that no answer came
+_LOST = {ErrorKind.CONNECT, ErrorKind.RESTART, ErrorKind.DISCONNECT, ErrorKind.OTHER}
 _PASSES = {*_UNAVAILABLE, ErrorKind.CONFLICT, ErrorKind.EXHAUSTED}
 
 # by SQLSTATE, or by its class of two letters where that means one thing
@@ -190,9 +192,12 @@ def is_unavailable(error: BaseException) -> bool:
 
 
 def is_ambiguous(error: BaseException) -> bool:
-    """Tell whether nobody knows if what the error ended has taken place: the connection was lost in a COMMIT."""
-    origin = getattr(error, "orig", None)
-    return bool(getattr(error, "ambiguous", False) or getattr(origin, "ambiguous", False))
+    """Tell whether nobody knows if a transaction has taken place: the connection was lost in its COMMIT."""
+    if getattr(error, "ambiguous", False):
+        return True
+    # SQLAlchemy's error has that of the driver, or of its adapter, which is marked
+    in_commit = any(getattr(known, "in_commit", False) for known in (error, getattr(error, "orig", None)))
+    return in_commit and classify(error) in _LOST
 
 
 def is_safe_to_repeat(error: BaseException) -> bool:

@@ -116,7 +116,8 @@ class FaultProxy:
 
     def swallow_answer(self, text: str = "COMMIT") -> None:
         """Let the next message with this text through, and end its connection in the place of the answer."""
-        self._lost_answer = re.compile(re.escape(text.encode()), re.IGNORECASE)
+        # not SET AUTOCOMMIT
+        self._lost_answer = re.compile(rb"\b" + re.escape(text.encode()), re.IGNORECASE)
 
     def heal(self) -> None:
         """Let everything through again, but for connections that something was swallowed of."""
