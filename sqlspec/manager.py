@@ -19,7 +19,15 @@ from sqlspec.adapters.sqlite import SQLiteConnectionConfig
 from sqlspec.config import NoPoolSyncConfig, PoolConfig
 from sqlspec.engine import build_engine
 from sqlspec.exceptions import ConfigError, ConnectionTimeout, PoolClosed, PoolTimeout
-from sqlspec.pool import FairQueuePool, Holder, PoolStats, apart_from_forks, checkout_deadline, tell_of_forks
+from sqlspec.pool import (
+    AsyncFairQueuePool,
+    FairQueuePool,
+    Holder,
+    PoolStats,
+    apart_from_forks,
+    checkout_deadline,
+    tell_of_forks,
+)
 from sqlspec.session import AsyncConnection, AsyncSession, Connection, Session
 
 __all__ = ["PooledConnectionManager"]
@@ -301,7 +309,10 @@ class PooledConnectionManager:
     async def aclose(self, timeout: float | None = None) -> int:
         """Close the pools, as `close`; for those of the running loop it waits, and not for those of threads."""
         own, others = self._retire(asyncio.get_running_loop())
-        return others + (0 if own is None else await greenlet_spawn(own.close, timeout))
+        left = 0 if own is None else await greenlet_spawn(own.close, timeout)
+        if isinstance(own, AsyncFairQueuePool):
+            await own.finish()
+        return others + left
 
     def _retire(self, waiting: asyncio.AbstractEventLoop | None) -> tuple[FairQueuePool | None, int]:
         """Close all pools but that of who can wait for it; return that, and how many of the others are checked out."""

@@ -177,5 +177,11 @@ class AsyncFairQueuePool(FairQueuePool, AsyncAdaptedQueuePool):
         self._pool.tasks.add(task)
         task.add_done_callback(self._pool.tasks.discard)
 
+    async def finish(self) -> None:
+        """Wait until the pool's own work on the running loop is done: who connects would tell a loop that has ended."""
+        loop = asyncio.get_running_loop()
+        if tasks := [task for task in self._pool.tasks if task.get_loop() is loop]:
+            await asyncio.wait(tasks)
+
     def _sleep(self, seconds: float) -> None:
         await_only(asyncio.sleep(seconds))
