@@ -287,7 +287,8 @@ def _transact_through(engine: Engine, driver: Driver) -> None:
     dialect.do_begin = do_begin
     dialect.do_terminate = driver.terminate(dialect)
     dialect.do_commit = lambda connection: driver.end(_bare(connection), "commit")
-    dialect.do_rollback = lambda connection: driver.end(_bare(connection), "rollback")
+    if type(driver)._end is not Driver._end or driver.patience is not None:
+        dialect.do_rollback = lambda connection: driver.end(_bare(connection), "rollback")
     if driver.syntax == "sqlite":
         # pysqlite's own would leave another isolation_level on the connection than the config's
         set_level, reset_level = dialect.set_isolation_level, dialect.reset_isolation_level
