@@ -12,6 +12,7 @@ import pytest
 from sqlspec import SQLSpec
 from sqlspec.adapters import MySQLConfig, PostgreSQLConfig, SQLiteConfig
 from sqlspec.config import SyncDatabaseConfig
+from sqlspec.testing import ScriptedDriver
 from tests.servers import PASSWORD, MariaDBServer, PostgreSQLServer, Server, ServerMissing
 from tests.tasks import Loop, RegistryInTasks
 
@@ -79,6 +80,15 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
         lambda **options: MySQLConfig(**{**place, "database": "app", **options}),
         server,
     )
+
+
+@pytest.fixture
+def driver() -> Iterator[ScriptedDriver]:
+    """A driver that breaks on command, of which no connection may be closed twice."""
+    driver = ScriptedDriver()
+    yield driver
+    driver.heal()
+    assert driver.double_closes == 0
 
 
 @pytest.fixture

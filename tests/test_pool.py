@@ -6,7 +6,6 @@ import gc
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,14 +16,6 @@ from sqlspec.pool.places import held_here
 from sqlspec.testing import ScriptedDriver
 from tests.callers import Caller, line_up
 from tests.servers import wait_until
-
-
-@pytest.fixture
-def driver() -> Iterator[ScriptedDriver]:
-    driver = ScriptedDriver()
-    yield driver
-    driver.heal()
-    assert driver.double_closes == 0
 
 
 def make(driver: ScriptedDriver, **options: Any) -> FairQueuePool:

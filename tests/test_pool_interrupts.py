@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -24,14 +23,6 @@ from sqlspec.pool.slot import Slot
 from sqlspec.testing import ScriptedDriver
 from tests.callers import Caller, line_up
 from tests.servers import wait_until
-
-
-@pytest.fixture
-def driver() -> Iterator[ScriptedDriver]:
-    driver = ScriptedDriver()
-    yield driver
-    driver.heal()
-    assert driver.double_closes == 0
 
 
 def assert_whole(pool: Any, driver: ScriptedDriver, interrupts: int = 0) -> None:

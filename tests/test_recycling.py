@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,14 +19,6 @@ from sqlspec.testing import ScriptedDriver
 from tests.callers import Caller, line_up
 from tests.conftest import Database
 from tests.servers import wait_until
-
-
-@pytest.fixture
-def driver() -> Iterator[ScriptedDriver]:
-    driver = ScriptedDriver()
-    yield driver
-    driver.heal()
-    assert driver.double_closes == 0
 
 
 class Always(RecyclingStrategy):

@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -25,7 +25,7 @@ from sqlspec.pool.sizing import Reading, next_size
 from sqlspec.testing import ScriptedDriver
 from tests.callers import Caller, line_up
 from tests.conftest import Database
-from tests.servers import Server, wait_until
+from tests.servers import PostgreSQLServer, wait_until
 
 CONFIG = PoolConfig(pool_size=10, min_pool_size=5, max_pool_size=30, max_overflow=0)
 
@@ -261,7 +261,7 @@ def test_a_step_is_told_with_its_reason(caplog: pytest.LogCaptureFixture) -> Non
 def test_a_decision_that_somebody_has_overtaken_by_hand_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "sqlspec.pool")
     adaptive, model = AdaptivePool(CONFIG), Model(10)
-    model.change_size = lambda size, wanted: False  # type: ignore[method-assign]
+    model.change_size = lambda size, wanted: False  # type: ignore[method-assign]  # somebody was faster
     model.spend(adaptive, 14.0, seconds=5)
     assert caplog.records == []
 
@@ -323,14 +323,6 @@ def test_each_pool_of_a_name_adapts_itself(tmp_path: Any) -> None:
 
 
 # -- pools
-
-
-@pytest.fixture
-def driver() -> Iterator[ScriptedDriver]:
-    driver = ScriptedDriver()
-    yield driver
-    driver.heal()
-    assert driver.double_closes == 0
 
 
 def make(
@@ -498,11 +490,11 @@ class Load:
 
 
 def changes(records: list[logging.LogRecord]) -> list[tuple[int, int]]:
-    return [record.args[2:4] for record in records if record.name == "sqlspec.pool" and record.args]  # type: ignore[index, misc]
+    return [record.args[2:4] for record in records if record.name == "sqlspec.pool" and isinstance(record.args, tuple)]
 
 
 def test_a_pool_on_postgresql_follows_a_load_that_rises_and_falls(
-    postgresql_server: Server, caplog: pytest.LogCaptureFixture
+    postgresql_server: PostgreSQLServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     import psycopg2
 
@@ -511,7 +503,7 @@ def test_a_pool_on_postgresql_follows_a_load_that_rises_and_falls(
     options: Any = {**BEYOND_QUEUEPOOL, "pool_size": 3, "max_overflow": 2, "adaptive": AdaptivePool(config, 1.0)}
     # what lingers would stay open for longer than the test lasts
     options["linger_seconds"] = 0.2
-    pool = FairQueuePool(lambda: psycopg2.connect(**postgresql_server.parameters()), **options)  # type: ignore[attr-defined]
+    pool = FairQueuePool(lambda: psycopg2.connect(**postgresql_server.parameters()), **options)
 
     def use() -> None:
         with pool.connect() as connection:
@@ -558,11 +550,11 @@ def test_a_name_grows_and_is_resized_within_its_bounds(database: Database) -> No
         assert config.pool_size == 1
 
 
-def test_a_pool_of_tasks_follows_its_load(postgresql_server: Server) -> None:
+def test_a_pool_of_tasks_follows_its_load(postgresql_server: PostgreSQLServer) -> None:
     pytest.importorskip("asyncpg")
     from sqlalchemy.ext.asyncio import create_async_engine
 
-    place: Any = postgresql_server.parameters()  # type: ignore[attr-defined]
+    place: Any = postgresql_server.parameters()
     config = PoolConfig(pool_size=1, max_pool_size=6)
     options: Any = {**BEYOND_QUEUEPOOL, "pool_size": 1, "max_overflow": 0, "adaptive": AdaptivePool(config, 1.0)}
     url = f"postgresql+asyncpg://{place['host']}:{place['port']}/{place['dbname']}"

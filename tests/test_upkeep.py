@@ -29,14 +29,6 @@ from tests.servers import wait_until
 
 
 @pytest.fixture
-def driver() -> Iterator[ScriptedDriver]:
-    driver = ScriptedDriver()
-    yield driver
-    driver.heal()
-    assert driver.double_closes == 0
-
-
-@pytest.fixture
 def make(driver: ScriptedDriver) -> Iterator[Any]:
     """Make pools of engines, and see that all is closed with them."""
     pools: list[Any] = []
