@@ -21,7 +21,7 @@ from databases import servers
 from sqlalchemy import exc
 
 from sqlspec import ConnectionTimeout, SQLSpec, SQLSpecError
-from tests.proxy import BlackHole
+from sqlspec.testing import FaultProxy
 from tests.servers import PASSWORD, Server, wait_until
 
 LIMIT = 2.0
@@ -35,7 +35,7 @@ def limited(config: Any, **options: Any) -> Any:
 
 def trial(config: Any, is_stale: bool, is_stock: bool) -> tuple[float, float, str]:
     """Return the seconds until the call ended, those until the pool served again, and what was said."""
-    with BlackHole(config.port) as hole, SQLSpec() as spec:
+    with FaultProxy(config.port) as hole, SQLSpec() as spec:
         spec.register_config(limited(config, port=hole.port))
         if is_stock:
             return stock_trial(spec.get_engine(), hole, is_stale)
@@ -60,7 +60,7 @@ def trial(config: Any, is_stale: bool, is_stock: bool) -> tuple[float, float, st
         return ended, time.monotonic() - begin, said
 
 
-def stock_trial(engine: sa.Engine, hole: BlackHole, is_stale: bool) -> tuple[float, float, str]:
+def stock_trial(engine: sa.Engine, hole: FaultProxy, is_stale: bool) -> tuple[float, float, str]:
     url = engine.url.set(password=PASSWORD)
     stock = sa.create_engine(url, pool_pre_ping=is_stale, connect_args={"connect_timeout": 2})
     with stock.connect() as connection:

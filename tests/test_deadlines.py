@@ -19,8 +19,8 @@ from sqlalchemy import exc
 from sqlspec import ConnectionTimeout, SQLSpec
 from sqlspec.pool import call_aside, deadlines, within
 from sqlspec.pool.housekeeping import look_after
+from sqlspec.testing import FaultProxy
 from tests.conftest import Database
-from tests.proxy import BlackHole
 from tests.servers import wait_until
 
 on_servers = pytest.mark.parametrize("database", ["postgresql", "psycopg", "mariadb"], indirect=True)
@@ -31,13 +31,13 @@ ROWS = {
 
 
 @pytest.fixture
-def hole(database: Database) -> Iterator[BlackHole]:
-    with BlackHole(database.server.port) as hole:
+def hole(database: Database) -> Iterator[FaultProxy]:
+    with FaultProxy(database.server.port) as hole:
         yield hole
 
 
 @pytest.fixture
-def limited(any_spec: Any, database: Database, hole: BlackHole) -> Any:
+def limited(any_spec: Any, database: Database, hole: FaultProxy) -> Any:
     """The registry, whose "limited" goes through the hole."""
     any_spec.register_config(
         database.config(port=hole.port, command_timeout=0.3, pool_size=2, max_overflow=0), "limited"
@@ -92,7 +92,7 @@ WAYS = [execute, execute_watched, commit, commit_of_sqlalchemy, execute_on_a_cur
 @on_servers
 @pytest.mark.parametrize("way", WAYS)
 def test_a_call_that_is_swallowed_ends_and_says_so(
-    limited: Any, hole: BlackHole, way: Callable[[Any, Callable[[], None]], None]
+    limited: Any, hole: FaultProxy, way: Callable[[Any, Callable[[], None]], None]
 ) -> None:
     what = "COMMIT|a call" if "commit" in way.__name__ else "a statement"
     errors = limited.get_engine("limited").dialect.loaded_dbapi
@@ -102,7 +102,7 @@ def test_a_call_that_is_swallowed_ends_and_says_so(
     assert time.monotonic() - begin < 10
     if isinstance(caught.value, exc.DBAPIError):
         assert caught.value.connection_invalidated
-    assert hole.count >= 1
+    assert hole.fired["swallow"] >= 1
     # who comes next has a connection that works
     with limited.get_session("limited") as session:
         assert session.execute("SELECT 3").scalar_one() == 3
@@ -111,7 +111,7 @@ def test_a_call_that_is_swallowed_ends_and_says_so(
 
 
 @on_servers
-def test_a_rollback_that_is_swallowed_hides_no_error_and_ends(limited: Any, hole: BlackHole) -> None:
+def test_a_rollback_that_is_swallowed_hides_no_error_and_ends(limited: Any, hole: FaultProxy) -> None:
     with pytest.raises(ZeroDivisionError) as caught, limited.get_session("limited") as session:
         session.execute("SELECT 1")
         hole.swallow()
@@ -122,7 +122,7 @@ def test_a_rollback_that_is_swallowed_hides_no_error_and_ends(limited: Any, hole
 
 
 @on_servers
-def test_a_stream_that_is_swallowed_ends(spec: SQLSpec, database: Database, hole: BlackHole) -> None:
+def test_a_stream_that_is_swallowed_ends(spec: SQLSpec, database: Database, hole: FaultProxy) -> None:
     spec.register_config(database.config(port=hole.port, command_timeout=0.3), "limited")
     with (
         pytest.raises(exc.DBAPIError, match="no answer to a request for rows"),
@@ -134,7 +134,7 @@ def test_a_stream_that_is_swallowed_ends(spec: SQLSpec, database: Database, hole
 
 
 @on_servers
-def test_an_idle_connection_that_is_swallowed_costs_a_ping_and_a_connect(limited: Any, hole: BlackHole) -> None:
+def test_an_idle_connection_that_is_swallowed_costs_a_ping_and_a_connect(limited: Any, hole: FaultProxy) -> None:
     with limited.get_session("limited") as session:
         session.execute("SELECT 1")
     limited._get_pool("limited")._ping_after = 0.0
@@ -148,24 +148,24 @@ def test_an_idle_connection_that_is_swallowed_costs_a_ping_and_a_connect(limited
 
 @on_servers
 @pytest.mark.parametrize("timeout", [0.3, 1.4])
-def test_one_deadline_goes_over_ping_and_connect(limited: Any, hole: BlackHole, timeout: float) -> None:
+def test_one_deadline_goes_over_ping_and_connect(limited: Any, hole: FaultProxy, timeout: float) -> None:
     with limited.get_session("limited") as session:
         session.execute("SELECT 1")
     limited._get_pool("limited")._ping_after = 0.0
-    hole.swallows_all = True
+    hole.swallow(later_ones=True)
     begin = time.monotonic()
     with pytest.raises(ConnectionTimeout) as caught, limited.get_session("limited", timeout=timeout) as session:
         session.execute("SELECT 2")
     assert caught.value.phase == ("ping" if timeout < 1 else "connect")
     assert time.monotonic() - begin < timeout + 3
-    hole.swallows_all = False
+    hole.heal()
     with limited.get_session("limited") as session:
         assert session.execute("SELECT 2").scalar_one() == 2
 
 
 @on_servers
-def test_connecting_may_take_less_than_a_second(any_spec: Any, database: Database, hole: BlackHole) -> None:
-    hole.swallows_all = True
+def test_connecting_may_take_less_than_a_second(any_spec: Any, database: Database, hole: FaultProxy) -> None:
+    hole.swallow(later_ones=True)
     any_spec.register_config(database.config(port=hole.port, connect_timeout=0.2), "short")
     with (
         pytest.raises(exc.OperationalError, match=r"took longer than 0\.2 s"),
@@ -176,7 +176,7 @@ def test_connecting_may_take_less_than_a_second(any_spec: Any, database: Databas
 
 
 @on_servers
-def test_what_connects_too_late_is_closed(spec: SQLSpec, database: Database, hole: BlackHole) -> None:
+def test_what_connects_too_late_is_closed(spec: SQLSpec, database: Database, hole: FaultProxy) -> None:
     def slow_password() -> str:
         is_asked.set()
         go_on.wait(20)
@@ -330,7 +330,7 @@ def test_what_housekeeping_waits_for_makes_no_deadline_late(line: Line) -> None:
 
 @on_servers
 def test_a_report_of_a_leak_may_be_stored_in_a_database_that_hangs(
-    spec: SQLSpec, database: Database, hole: BlackHole
+    spec: SQLSpec, database: Database, hole: FaultProxy
 ) -> None:
     class Store(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -347,7 +347,7 @@ def test_a_report_of_a_leak_may_be_stored_in_a_database_that_hangs(
             other.execute("SELECT 1")
         with pytest.raises(exc.DBAPIError, match="no answer to a statement"), spec.get_session("limited") as session:
             session.execute("SELECT 1")
-            hole.swallows_all = True
+            hole.swallow(later_ones=True)
             assert is_logged.wait(10)
             session.execute("SELECT 2")
     finally:
@@ -359,7 +359,7 @@ def test_a_report_of_a_leak_may_be_stored_in_a_database_that_hangs(
 def test_what_the_garbage_collector_gives_back_makes_no_deadline_late(
     spec: SQLSpec,
     database: Database,
-    hole: BlackHole,
+    hole: FaultProxy,
     line: Line,
     monkeypatch: pytest.MonkeyPatch,
     has_limit: bool,
@@ -390,7 +390,7 @@ def test_what_the_garbage_collector_gives_back_makes_no_deadline_late(
         gc.enable()
     assert collected == ["sqlspec-deadlines"]
     # who waits without a limit is let go
-    hole.end()
+    hole.cut()
     wait_until(lambda: spec.get_pool_stats("dropped").checked_out == 0)
 
 

@@ -21,10 +21,9 @@ from sqlspec.adapters import SQLiteConfig
 from sqlspec.config import SyncDatabaseConfig
 from sqlspec.pool import BEYOND_QUEUEPOOL, FairQueuePool
 from sqlspec.pool.upkeep import delay_after
-from sqlspec.testing import ScriptedDriver
+from sqlspec.testing import FaultProxy, ScriptedDriver
 from tests.callers import Caller, line_up
 from tests.conftest import Database
-from tests.proxy import BlackHole
 from tests.servers import wait_until
 
 
@@ -354,7 +353,7 @@ def test_dead_connections_to_a_server_are_found_while_idle(any_spec: Any, databa
 
 @pytest.mark.parametrize("database", ["postgresql", "psycopg", "mariadb"], indirect=True)
 def test_a_connection_in_a_black_hole_is_closed_a_second_after_it_is_asked(any_spec: Any, database: Database) -> None:
-    with BlackHole(database.server.port) as hole:
+    with FaultProxy(database.server.port) as hole:
         any_spec.register_config(database.config(port=hole.port, pool_keepalive=0.3), name="asked")
         with any_spec.get_session("asked") as session:
             assert session.execute("SELECT 1").scalar() == 1

@@ -14,8 +14,8 @@ from sqlalchemy import event
 
 from sqlspec import ConfigError, PoolClosed, SQLSpec, WarmUp, awarm_pool, warm_pool
 from sqlspec.adapters import PostgreSQLConfig, SQLiteConfig, SQLiteConnectionConfig
+from sqlspec.testing import FaultProxy
 from tests.conftest import Database
-from tests.proxy import BlackHole
 from tests.servers import wait_until
 from tests.tasks import RegistryInTasks
 
@@ -62,14 +62,14 @@ def test_warm_connections_are_in_no_transaction(any_spec: Any, warm: Warm, datab
 def test_a_server_that_says_nothing_is_waited_for_until_the_deadline(
     any_spec: Any, warm: Warm, database: Database
 ) -> None:
-    with BlackHole(database.server.port) as hole:
+    with FaultProxy(database.server.port) as hole:
         any_spec.register_config(database.config(port=hole.port), name="cold")
-        hole.swallows_all = True
+        hole.swallow(later_ones=True)
         begin = time.monotonic()
         report = warm("cold", connections=6, timeout=0.5)
         assert time.monotonic() - begin < 5
         assert (report.opened, len(report.failed)) == (0, 6)
-        hole.swallows_all = False
+        hole.heal()
         wait_until(lambda: any_spec.get_pool_stats("cold").connecting == 0)
         assert warm("cold", connections=6).opened == 6
         assert any_spec.get_pool_stats("cold").checked_out == 0
@@ -193,18 +193,18 @@ def test_without_threads_the_caller_opens_by_itself(tmp_path: Any, monkeypatch: 
 @pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)
 def test_a_cancelled_warming_leaves_nothing(spec: SQLSpec, database: Database) -> None:
     async def main() -> None:
-        with BlackHole(database.server.port) as hole, SQLSpec() as own:
+        with FaultProxy(database.server.port) as hole, SQLSpec() as own:
             own.register_config(database.config(port=hole.port))
-            hole.swallows_all = True
+            hole.swallow(later_ones=True)
             task = asyncio.create_task(awarm_pool(own, connections=4))
-            while hole.count < 4:
+            while hole.fired["swallow"] < 4:
                 await asyncio.sleep(0.01)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
             pool: Any = own.get_async_engine().pool
             assert pool.total() == 0
-            hole.swallows_all = False
+            hole.heal()
             assert (await awarm_pool(own, connections=4)).opened == 4
             await own.aclose()
 
