@@ -122,7 +122,6 @@ def _pool_options(config: NoPoolSyncConfig, driver: Driver) -> dict[str, Any]:
     if isinstance(config, SQLiteConnectionConfig) and config.in_memory:
         # the database is its one connection: it must neither multiply nor be replaced
         options |= {"pool_size": 1, "max_overflow": 0, "pool_recycle": -1, "recycling": None, "idle_timeout": None}
-        options["min_pool_size"] = None
     return options
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
 import threading
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from sqlspec.exceptions import CircuitOpenError, ConfigError, without_frames
+from sqlspec.resilience.calls import outcome_of
 from sqlspec.resilience.classification import is_unavailable
 
 __all__ = ["CircuitBreaker", "CircuitState"]
@@ -153,10 +153,7 @@ class CircuitBreaker:
         """
         generation = self._begin()
         try:
-            result = func()
-            if inspect.isawaitable(result):
-                _close(result)
-                raise TypeError(f"{func!r} is asynchronous: await acall() instead")
+            result = outcome_of(func, "acall")
         except BaseException as error:
             self._end_with(error, generation)
             raise
@@ -248,9 +245,3 @@ class CircuitBreaker:
                 listener(self, before.state, after.state)
             except Exception:
                 _logger.exception("%r could not follow %r", listener, self)
-
-
-def _close(result: Any) -> None:
-    """Keep a coroutine that nobody awaits from warning of it."""
-    if inspect.iscoroutine(result):
-        result.close()

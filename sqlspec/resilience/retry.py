@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
 from collections.abc import Awaitable, Callable
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 import tenacity
 
 from sqlspec.exceptions import CircuitOpenError, ConfigError
+from sqlspec.resilience.calls import outcome_of
 from sqlspec.resilience.classification import is_safe_to_repeat
 
 __all__ = ["awith_retry", "with_retry"]
@@ -55,16 +55,10 @@ def with_retry(
     """
 
     def attempt() -> T:
-        result = func()
-        if inspect.isawaitable(result):
-            if inspect.iscoroutine(result):
-                result.close()
-            raise TypeError(f"{func!r} is asynchronous: await awith_retry() instead")
-        return result
+        return outcome_of(func, "awith_retry")
 
-    return tenacity.Retrying(**_policy(max_attempts, backoff_factor, max_delay, initial_delay, timeout, retry_on))(
-        attempt
-    )
+    policy = _policy(max_attempts, backoff_factor, max_delay, initial_delay, timeout, retry_on)
+    return tenacity.Retrying(**policy)(attempt)
 
 
 async def awith_retry(
