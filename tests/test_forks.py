@@ -8,6 +8,7 @@ import gc
 import multiprocessing
 import os
 import pickle
+import sqlite3
 import subprocess
 import sys
 import urllib.request
@@ -20,6 +21,7 @@ import sqlalchemy as sa
 
 from sqlspec import ConnectionLost, SQLSpec
 from sqlspec.adapters import SQLiteConfig
+from sqlspec.pool import FairQueuePool
 from tests.conftest import Database
 from tests.servers import free_port, wait_until
 
@@ -329,6 +331,23 @@ def test_a_connection_that_is_just_being_checked_out_closes_for_a_fork_when_it_c
         assert taken.dbapi_connection is None
         with spec.get_session() as session:
             assert session.execute("SELECT 2").scalar_one() == 2
+
+
+def test_a_creator_may_give_a_connection_that_does_not_tell_its_file() -> None:
+    class Odd(sqlite3.Connection):
+        def cursor(self, *_: Any) -> Any:
+            raise ValueError("not now")
+
+    pool = FairQueuePool(
+        lambda: sqlite3.connect(":memory:", factory=Odd), dialect=sa.create_engine("sqlite://").dialect
+    )
+    lent = pool.connect()
+    assert isinstance(lent.dbapi_connection, Odd)
+    lent.close()
+    # no child may have a copy of what may be a file
+    pool.before_fork(0.0)
+    assert pool.checkedin() == 0
+    pool.dispose()
 
 
 def test_a_database_in_memory_is_copied_to_the_child() -> None:

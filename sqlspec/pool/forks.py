@@ -124,8 +124,14 @@ def is_sqlite_of_threads(dialect: Any) -> bool:
 
 
 def has_file(connection: Any) -> bool:
-    """Tell whether a connection of SQLite's is to a file, and not to a database in memory."""
-    return any(file for _, _, file in connection.cursor().execute("PRAGMA database_list").fetchall())
+    """Tell whether a connection of SQLite's is to a file, and not to a database in memory.
+
+    One that does not tell is taken for one that has: then no child has it, and its parent loses nothing but a connect.
+    """
+    try:
+        return any(file for _, _, file in connection.cursor().execute("PRAGMA database_list").fetchall())
+    except Exception:  # noqa: BLE001  # a creator may give anything, and what it gave must not be lost here
+        return True
 
 
 def is_foreign() -> bool:
