@@ -122,8 +122,9 @@ async def _close_with_the_loop(pool: Pool) -> AsyncGenerator[None]:
     try:
         yield
     finally:
-        if isinstance(pool, FairQueuePool):
+        if isinstance(pool, AsyncFairQueuePool):
             await greenlet_spawn(pool.close)
+            await pool.finish()
 
 
 class PooledConnectionManager:

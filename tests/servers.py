@@ -221,8 +221,8 @@ class PostgreSQLServer(Server):
         return self._ask(f"SELECT pid {self._CLIENTS}")
 
     def end_connections(self) -> None:
-        self._ask(f"SELECT pg_terminate_backend(pid)::int {self._CLIENTS}")
-        wait_until(lambda: not self.connections())
+        ended = set(self._ask(f"SELECT pid, pg_terminate_backend(pid) {self._CLIENTS}"))
+        wait_until(lambda: ended.isdisjoint(self.connections()))
 
     def end_connection(self, number: int) -> None:
         self._ask(f"SELECT pg_terminate_backend({number:d})::int")
@@ -303,14 +303,16 @@ class MariaDBServer(Server):
             cursor.execute("SELECT id FROM information_schema.processlist WHERE user = 'app' AND id <> CONNECTION_ID()")
             found = [int(row[0]) for row in cursor.fetchall()]
             for number in found if end else ():
-                cursor.execute(f"KILL {number}")
+                # it may have ended by itself
+                with contextlib.suppress(MySQLdb.OperationalError):
+                    cursor.execute(f"KILL {number}")
             return found
         finally:
             connection.close()
 
     def end_connections(self) -> None:
-        self.connections(end=True)
-        wait_until(lambda: not self.connections())
+        ended = set(self.connections(end=True))
+        wait_until(lambda: ended.isdisjoint(self.connections()))
 
     def end_connection(self, number: int) -> None:
         import MySQLdb

@@ -406,6 +406,22 @@ def test_the_end_of_a_loop_ends_its_upkeep(database: Database) -> None:
             asyncio.run(main(spec))
 
 
+def test_a_pool_that_is_closed_looks_no_more_on_its_loop(database: Database) -> None:
+    async def main(spec: SQLSpec) -> None:
+        async with spec.get_async_session() as session:
+            await session.execute("SELECT 1")
+        pool: Any = spec.get_async_engine().pool
+        timer = pool._pool.timer
+        assert not timer.cancelled()
+        await spec.aclose()
+        # a loop that ends at that moment would drop the task of the look
+        assert timer.cancelled()
+
+    with SQLSpec() as spec:
+        spec.register_config(database.config(pool_idle_timeout=60.0))
+        asyncio.run(main(spec))
+
+
 # -- the thread
 
 

@@ -132,7 +132,10 @@ class AsyncFairQueuePool(FairQueuePool, AsyncAdaptedQueuePool):
         # otherwise the next checkout in a loop sees to it
 
     def _look_after_no_more(self) -> None:
-        """Do nothing: the loop has no thread for it."""
+        slots = self._pool
+        # a loop that is about to end drops the task that would look once more
+        if slots.timer is not None and slots.loop is not None and slots.loop() is _running_loop():
+            slots.timer.cancel()
 
     def _start_upkeep(self, due: list[Slot]) -> bool:
         loop = _running_loop()
