@@ -161,6 +161,7 @@ class InstrumentationConfig(Frozen):
 
     Attributes:
         pool_name: the name of the pool in logs and metrics; default: the name of the config.
+        metrics: tell the pool's figures to the exporters of `sqlspec.telemetry`.
         log_parameters: show bound values in statement logs and error messages. Off, since values are data.
         log_statements: write the statements of sessions and engines to the log of ``sqlalchemy.engine``, like ``echo``.
         slow_statement_seconds: from when on telemetry calls a statement slow. So far nothing reads it.
@@ -170,6 +171,7 @@ class InstrumentationConfig(Frozen):
     pool_name: str | None = Field(
         default=None, pattern=r"^[A-Za-z0-9_.:-]{1,64}$", description="up to 64 letters, digits and _ . : -"
     )
+    metrics: bool = True
     log_parameters: bool = False
     log_statements: bool = False
     slow_statement_seconds: Seconds | None = None

@@ -5,6 +5,7 @@ from sqlspec.pool.base import NestedCheckout
 from sqlspec.pool.deadlines import call_aside, checkout_deadline, seconds_left, within
 from sqlspec.pool.forks import tell_of_forks
 from sqlspec.pool.gate import apart_from_forks
+from sqlspec.pool.housekeeping import look_after
 from sqlspec.pool.liveness import PING_AFTER
 from sqlspec.pool.places import Place
 from sqlspec.pool.queue import BEYOND_QUEUEPOOL, FairQueuePool
@@ -33,6 +34,7 @@ __all__ = [
     "checkout_deadline",
     "count_error",
     "follow_statements",
+    "look_after",
     "seconds_left",
     "slot_of",
     "start_thread",

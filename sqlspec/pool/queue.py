@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any
 
@@ -17,7 +17,7 @@ from sqlspec.pool.housekeeping import look_after
 from sqlspec.pool.places import Mark, Owner, Place, find_place, held_here, owner_of_thread, still_held
 from sqlspec.pool.reports import explain_timeout, holders, place_of, report_drop, report_leaks
 from sqlspec.pool.slot import Slot
-from sqlspec.pool.stats import Holder, PoolStats
+from sqlspec.pool.stats import Holder, PoolStats, Tally
 from sqlspec.pool.upkeep import UpkeepPool
 from sqlspec.pool.waiters import Waiter
 
@@ -71,6 +71,19 @@ class FairQueuePool(UpkeepPool):
         # otherwise found only by who starves
         self._find_lost()
         return self._pool.stats()
+
+    def durations(self, known: Mapping[str, int]) -> tuple[Mapping[str, list[float]], Mapping[str, int]]:
+        """Return the seconds of each ``wait``, ``hold`` and ``connect``, for who knows so many of them already.
+
+        Returned are those that came later, and how many there have been; of too many the last hundred thousand, and
+        none from before `keep_durations` was called. Thread-safe.
+        """
+        return self._pool.tally.durations(known)
+
+    @staticmethod
+    def keep_durations() -> None:
+        """Have all pools of this process keep their durations, which telemetry wants one by one."""
+        Tally.keeps_durations = True
 
     def get_holders(self) -> list[Holder]:
         """Return who has connections checked out, the longest first."""

@@ -9,7 +9,7 @@ from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import repeat, starmap
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 __all__ = ["BUCKETS", "MANY", "Holder", "PoolStats", "Tally", "Timing"]
 
@@ -181,6 +181,8 @@ _SUMMED = (
 )
 
 MANY = 1000
+# The last durations of each kind, for telemetry.
+_KEPT = 100_000
 _MOMENT = 0.05
 
 
@@ -198,6 +200,9 @@ class Tally:
     What was added is summed up when somebody reads, and by whoever makes it many.
     """
 
+    # Whether somebody wants the durations one by one: telemetry, of pools that there are and of those to come.
+    keeps_durations: ClassVar[bool] = False
+
     def __init__(self) -> None:
         # In seconds. Who appends to the holds sums up when they are many; waits and connects end as holds or as events.
         self.waits: deque[float] = deque()
@@ -207,6 +212,7 @@ class Tally:
         self.events: deque[str] = deque()
         self._fresh: Mapping[str, deque[Any]] = {"wait": self.waits, "hold": self.holds, "connect": self.connects}
         self._sums = _Sums(dict.fromkeys(self._fresh, Timing()), Counter(), self._nothing())
+        self._raw: Mapping[str, deque[float]] = {name: deque(maxlen=_KEPT) for name in self._fresh}
         # Guards the summing up. Who adds and finds it locked leaves the work to its holder and never waits: this runs
         # in finalisers and signal handlers as well, perhaps of the very thread that holds it. Who reads waits a moment.
         self._lock = threading.Lock()
@@ -238,6 +244,15 @@ class Tally:
         with self._lock:
             self._sum_up_locked()
 
+    def durations(self, known: Mapping[str, int]) -> tuple[Mapping[str, list[float]], Mapping[str, int]]:
+        """Return those that came after so many, as far as they were kept, and how many there have been."""
+        self.sum_up()
+        with self._lock:
+            counts = {name: timing.count for name, timing in self._sums.timings.items()}
+            raw = {name: list(kept) for name, kept in self._raw.items()}
+        fresh = {name: counts[name] - known.get(name, 0) for name in counts}
+        return {name: kept[max(0, len(kept) - fresh[name]) :] for name, kept in raw.items()}, counts
+
     def _sum_up_locked(self) -> None:
         timings, counts, taken = self._sums
         for name, fresh in (("event", self.events), *self._fresh.items()):
@@ -247,3 +262,7 @@ class Tally:
         timings = {name: timing.plus(taken[name]) for name, timing in timings.items()}
         # replaced in one step, so that who reads meanwhile sees all of a batch or nothing of it
         self._sums = _Sums(timings, counts + Counter(taken["event"]), self._nothing())
+        # after that: what an interrupt comes before is missing here, and nothing is in it twice
+        if Tally.keeps_durations:
+            for name, raw in self._raw.items():
+                raw.extend(taken[name])

@@ -1,0 +1,267 @@
+"""What pools tell OpenTelemetry and Prometheus."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
+
+from sqlspec import InstrumentationConfig, PoolTimeout, SQLSpec
+from sqlspec.adapters import SQLiteConfig
+from sqlspec.telemetry import OpenTelemetryMetrics, PrometheusMetrics
+from tests.conftest import Database
+
+POOL = "db_client_connection_pool_name"
+GAUGES = {
+    "db_client_connection_count",
+    "db_client_connection_idle_max",
+    "db_client_connection_idle_min",
+    "db_client_connection_max",
+    "db_client_connection_pending_requests",
+    "sqlspec_pool_oldest_checkout_seconds",
+}
+COUNTERS = {
+    "db_client_connection_timeouts",
+    "sqlspec_pool_refused",
+    "sqlspec_pool_failed_connects",
+    "sqlspec_pool_dropped",
+    "sqlspec_pool_closed",
+}
+HISTOGRAMS = {
+    "db_client_connection_create_time_seconds",
+    "db_client_connection_wait_time_seconds",
+    "db_client_connection_use_time_seconds",
+}
+
+
+@pytest.fixture
+def spec(database: Database) -> Iterator[SQLSpec]:
+    with SQLSpec() as spec:
+        spec.register_config(database.config(pool_size=2, max_overflow=1, pool_timeout=0.05), name="primary")
+        yield spec
+
+
+def use(spec: SQLSpec, name: str = "primary") -> None:
+    """Hold all three, ask in vain for a fourth, and give all back."""
+    held = [spec.create_connection(name) for _ in range(3)]
+    with pytest.raises(PoolTimeout):
+        spec.create_connection(name)
+    for connection in held:
+        connection.close()
+
+
+def read(page: bytes) -> dict[str, Any]:
+    return {family.name: family for family in text_string_to_metric_families(page.decode())}
+
+
+def value(families: dict[str, Any], name: str, **labels: str) -> float:
+    found = [
+        sample.value
+        for family in families.values()
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    ]
+    assert len(found) == 1, (name, labels, found)
+    return float(found[0])
+
+
+def test_a_page_for_prometheus_has_each_figure_by_its_name(spec: SQLSpec) -> None:
+    metrics = PrometheusMetrics(spec, CollectorRegistry())
+    use(spec)
+    with spec.get_connection("primary"):
+        page, content_type = metrics.render()
+    families = read(page)
+    assert content_type.startswith("text/plain")
+    kinds = {name: family.type for name, family in families.items()}
+    assert kinds == {
+        **dict.fromkeys(GAUGES, "gauge"),
+        **dict.fromkeys(COUNTERS, "counter"),
+        **dict.fromkeys(HISTOGRAMS, "histogram"),
+    }
+    assert {sample.labels[POOL] for family in families.values() for sample in family.samples} == {"primary"}
+    state = "db_client_connection_state"
+    assert value(families, "db_client_connection_count", **{state: "used"}) == 1
+    assert value(families, "db_client_connection_count", **{state: "idle"}) == 2
+    assert value(families, "db_client_connection_max") == 3
+    assert value(families, "db_client_connection_idle_max") == 2
+    assert value(families, "db_client_connection_timeouts_total") == 1
+    assert value(families, "db_client_connection_create_time_seconds_count") == 3
+    assert value(families, "db_client_connection_use_time_seconds_bucket", le="+Inf") == 3
+    assert value(families, "db_client_connection_wait_time_seconds_sum") >= 0.05
+
+
+def test_a_registry_that_was_never_used_tells_of_nothing_and_connects_to_nothing(spec: SQLSpec) -> None:
+    metrics = PrometheusMetrics(spec, CollectorRegistry())
+    assert not [sample for family in read(metrics.render()[0]).values() for sample in family.samples]
+    assert "not used yet" in repr(spec._managers["primary"])
+
+
+def test_counts_outlive_the_pools_of_loops_that_have_ended(spec: SQLSpec) -> None:
+    metrics = PrometheusMetrics(spec, CollectorRegistry())
+
+    async def main() -> float:
+        async with spec.get_async_session("primary") as session:
+            await session.execute("SELECT 1")
+        return value(read(metrics.render()[0]), "db_client_connection_create_time_seconds_count")
+
+    assert [asyncio.run(main()) for _ in range(3)] == [1, 2, 3]
+
+
+def test_figures_of_pools_of_one_name_add_up() -> None:
+    named = InstrumentationConfig(pool_name="files")
+    with SQLSpec() as spec:
+        for name in ("one", "two"):
+            spec.register_config(SQLiteConfig(database=":memory:", instrumentation=named), name=name)
+            with spec.get_session(name) as session:
+                session.execute("SELECT 1")
+        families = read(PrometheusMetrics(spec, CollectorRegistry()).render()[0])
+        assert value(families, "db_client_connection_create_time_seconds_count", **{POOL: "files"}) == 2
+
+
+def test_a_config_may_keep_its_pool_to_itself() -> None:
+    with SQLSpec() as spec:
+        quiet = InstrumentationConfig(metrics=False)
+        spec.register_config(SQLiteConfig(database=":memory:", instrumentation=quiet), name="primary")
+        metrics = PrometheusMetrics(spec, CollectorRegistry())
+        with spec.get_session("primary") as session:
+            session.execute("SELECT 1")
+        assert b"primary" not in metrics.render()[0]
+
+
+def test_the_same_registry_of_prometheus_is_not_told_twice(spec: SQLSpec) -> None:
+    registry = CollectorRegistry()
+    PrometheusMetrics(spec, registry)
+    with pytest.raises(ValueError, match="Duplicated timeseries"):
+        PrometheusMetrics(spec, registry)
+
+
+WORKERS = """
+import os, sys, time
+from prometheus_client import CollectorRegistry
+from sqlspec import SQLSpec
+from sqlspec.adapters import SQLiteConfig
+from sqlspec.telemetry import PrometheusMetrics
+
+spec = SQLSpec()
+spec.register_config(SQLiteConfig(database=sys.argv[1], pool_size=3), name="primary")
+registry = CollectorRegistry()
+metrics = PrometheusMetrics(spec, registry)
+
+def use():
+    held = [spec.create_connection("primary") for _ in range(2)]
+    time.sleep(0.01)
+    held.pop().close()
+    return held
+
+# as a server does that loads the application before it forks
+parents = use()
+metrics.render()
+children, go = [], os.pipe()
+for _ in range(3):
+    child = os.fork()
+    if child == 0:
+        held = use()
+        metrics.render()
+        os.write(go[1], b".")
+        time.sleep(60)
+    children.append(child)
+for _ in children:
+    os.read(go[0], 1)
+print(metrics.render()[0].decode())
+for child in children:
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+"""
+
+
+def test_figures_of_all_workers_add_up(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "shared")}
+    # Python warns of forks beside threads; that these are safe is what the tests of forks are for
+    command = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", textwrap.dedent(WORKERS)]
+    done = subprocess.run(
+        [*command, str(tmp_path / "app.db")], env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    families = read(done.stdout.encode())
+    assert {family.type for name, family in families.items() if name in HISTOGRAMS} == {"histogram"}
+    assert value(families, "db_client_connection_create_time_seconds_count") == 4 * 2
+    assert value(families, "db_client_connection_use_time_seconds_count") == 4
+    assert value(families, "db_client_connection_use_time_seconds_sum") >= 4 * 0.01
+    assert value(families, "db_client_connection_count", db_client_connection_state="used") == 4
+    assert value(families, "db_client_connection_idle_max") == 4 * 3
+
+
+# -- OpenTelemetry
+
+
+def collected(reader: InMemoryMetricReader) -> dict[str, Any]:
+    data = reader.get_metrics_data()
+    assert data is not None
+    metrics = [
+        metric for resource in data.resource_metrics for scope in resource.scope_metrics for metric in scope.metrics
+    ]
+    return {metric.name: metric for metric in metrics}
+
+
+def points(metric: Any) -> dict[tuple[Any, ...], Any]:
+    return {tuple(sorted(point.attributes.items())): point for point in metric.data.data_points}
+
+
+def test_opentelemetry_is_told_by_its_conventions(spec: SQLSpec) -> None:
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader])
+    OpenTelemetryMetrics(spec, provider)
+    use(spec)
+    with spec.get_connection("primary"):
+        metrics = collected(reader)
+    units = {name: metric.unit for name, metric in metrics.items()}
+    assert units == {
+        "db.client.connection.count": "{connection}",
+        "db.client.connection.idle.max": "{connection}",
+        "db.client.connection.idle.min": "{connection}",
+        "db.client.connection.max": "{connection}",
+        "db.client.connection.pending_requests": "{request}",
+        "db.client.connection.timeouts": "{timeout}",
+        "db.client.connection.create_time": "s",
+        "db.client.connection.wait_time": "s",
+        "db.client.connection.use_time": "s",
+        "sqlspec.pool.oldest_checkout": "s",
+        "sqlspec.pool.refused": "{request}",
+        "sqlspec.pool.failed_connects": "{attempt}",
+        "sqlspec.pool.dropped": "{connection}",
+    }
+    pool = ("db.client.connection.pool.name", "primary")
+    state = "db.client.connection.state"
+    assert points(metrics["db.client.connection.count"])[pool, (state, "used")].value == 1
+    assert points(metrics["db.client.connection.timeouts"])[pool,].value == 1
+    created = points(metrics["db.client.connection.create_time"])[pool,]
+    assert created.count == 3
+    assert created.explicit_bounds == (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
+    assert points(metrics["db.client.connection.use_time"])[pool,].count == 3
+    # what was told once is not told again
+    assert points(collected(reader)["db.client.connection.use_time"])[pool,].count == 4
+    assert points(collected(reader)["db.client.connection.use_time"])[pool,].count == 4
+    provider.shutdown()
+
+
+def test_both_exporters_know_all_durations(spec: SQLSpec) -> None:
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader])
+    OpenTelemetryMetrics(spec, provider)
+    OpenTelemetryMetrics(spec, MeterProvider([other := InMemoryMetricReader()]))
+    use(spec)
+    for known in (reader, other):
+        assert sum(point.count for point in points(collected(known)["db.client.connection.use_time"]).values()) == 3
+    provider.shutdown()
