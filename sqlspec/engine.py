@@ -30,6 +30,7 @@ from sqlspec.pool import (
     apart_from_forks,
     call_aside,
     follow_statements,
+    report_slow_statements,
     seconds_left,
     within,
 )
@@ -83,6 +84,8 @@ def build_engine(config: NoPoolSyncConfig, name: str = "default", *, is_async: b
     _execute_within(engine, driver)
     follow_statements(engine)
     _listen(engine, config, driver)
+    if config.instrumentation.slow_statement_seconds is not None:
+        report_slow_statements(engine, config.instrumentation.slow_statement_seconds)
     return engine
 
 
@@ -108,6 +111,7 @@ def _pool_options(config: NoPoolSyncConfig, driver: Driver) -> dict[str, Any]:
         "max_waiters": config.pool_max_waiters,
         "nested_checkout": config.pool_nested_checkout,
         "leak_seconds": config.pool_leak_seconds,
+        "slow_seconds": config.instrumentation.slow_checkout_seconds,
         "recycling": config.pool_recycling,
         "min_pool_size": config.min_pool_size,
         "idle_timeout": config.pool_idle_timeout,

@@ -7,11 +7,13 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from prometheus_client import CollectorRegistry
@@ -20,7 +22,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlspec import InstrumentationConfig, PoolTimeout, SQLSpec
 from sqlspec.adapters import SQLiteConfig
 from sqlspec.telemetry import OpenTelemetryMetrics, PrometheusMetrics
+from tests.callers import Caller
 from tests.conftest import Database
+from tests.servers import wait_until
 
 POOL = "db_client_connection_pool_name"
 GAUGES = {
@@ -201,6 +205,91 @@ def test_figures_of_all_workers_add_up(tmp_path: Path) -> None:
     assert value(families, "db_client_connection_use_time_seconds_sum") >= 4 * 0.01
     assert value(families, "db_client_connection_count", db_client_connection_state="used") == 4
     assert value(families, "db_client_connection_idle_max") == 4 * 3
+
+
+# -- what is slow
+
+# each takes a while, and has a value in its text
+SLOW = {
+    "postgresql": "SELECT pg_sleep(0.05), 'hush' /* secret */",
+    "mariadb": "SELECT SLEEP(0.05), 'hush' /* secret */",
+    "sqlite": "WITH RECURSIVE n(i) AS (VALUES(1) UNION ALL SELECT i + 1 FROM n WHERE i < 300000) "
+    "SELECT max(i), 'hush' /* secret */ FROM n",
+}
+WRONG = {
+    "postgresql": "SELECT pg_sleep(0.05), 1 / (random() * 0)::int, 'hush'",
+    "mariadb": "SET STATEMENT max_statement_time = 0.05 FOR SELECT SLEEP(10), 'hush'",
+}
+
+
+def slow(caplog: pytest.LogCaptureFixture, logger: str) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == logger]
+
+
+def test_a_slow_statement_is_logged_with_its_place_and_without_values(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    wanted = InstrumentationConfig(slow_statement_seconds=0.01, pool_name="shop")
+    with SQLSpec() as spec:
+        spec.register_config(database.config(instrumentation=wanted), name="primary")
+        with spec.get_session("primary") as session:
+            session.execute("SELECT 1").all()
+            session.execute(SLOW[database.name]).all()
+        with spec.get_engine("primary").connect() as connection:
+            connection.execute(sa.text(SLOW[database.name])).all()
+    told = slow(caplog, "sqlspec.statements")
+    assert len(told) == 2
+    for line in told:
+        assert line.startswith("shop: a statement took 0.")
+        assert "test_telemetry.py:" in line
+        assert "SELECT" in line
+        assert "hush" not in line
+        assert "secret" not in line
+
+
+def test_a_slow_statement_that_fails_is_logged_as_well(database: Database, caplog: pytest.LogCaptureFixture) -> None:
+    if database.name == "sqlite":
+        pytest.skip("SQLite finds what is wrong before it begins")
+    wanted = InstrumentationConfig(slow_statement_seconds=0.01)
+    with SQLSpec() as spec:
+        spec.register_config(database.config(instrumentation=wanted), name="primary")
+        with pytest.raises(sa.exc.DBAPIError), spec.get_session("primary") as session:
+            session.execute(WRONG[database.name])
+    (line,) = slow(caplog, "sqlspec.statements")
+    assert line.startswith("primary: a statement failed after 0.")
+    assert "hush" not in line
+
+
+def test_a_slow_statement_of_a_task_is_logged(database: Database, caplog: pytest.LogCaptureFixture) -> None:
+    wanted = InstrumentationConfig(slow_statement_seconds=0.01)
+
+    async def main(spec: SQLSpec) -> None:
+        async with spec.get_async_session("primary") as session:
+            await session.execute(SLOW[database.name])
+
+    with SQLSpec() as spec:
+        spec.register_config(database.config(instrumentation=wanted), name="primary")
+        asyncio.run(main(spec))
+    (line,) = slow(caplog, "sqlspec.statements")
+    assert "test_telemetry.py:" in line
+
+
+def test_a_slow_checkout_is_logged_with_its_place(database: Database, caplog: pytest.LogCaptureFixture) -> None:
+    wanted = InstrumentationConfig(slow_checkout_seconds=0.05)
+    with SQLSpec() as spec:
+        spec.register_config(database.config(instrumentation=wanted, pool_size=1, max_overflow=0), name="primary")
+        with spec.get_connection("primary"):
+            caplog.clear()
+            waiter = Caller(spec.get_engine("primary").pool)
+            wait_until(lambda: spec.get_pool_stats("primary").waiters == 1)
+            time.sleep(0.06)
+        waiter.give_back()
+        with spec.get_connection("primary"):
+            pass
+    (line,) = slow(caplog, "sqlspec.pool")
+    assert line.startswith("primary: it took 0.")
+    assert "callers.py:" in line
+    assert line.endswith("now 1 of 1 are checked out, 0 callers wait")
 
 
 # -- OpenTelemetry

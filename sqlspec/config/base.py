@@ -164,8 +164,9 @@ class InstrumentationConfig(Frozen):
         metrics: tell the pool's figures to the exporters of `sqlspec.telemetry`.
         log_parameters: show bound values in statement logs and error messages. Off, since values are data.
         log_statements: write the statements of sessions and engines to the log of ``sqlalchemy.engine``, like ``echo``.
-        slow_statement_seconds: from when on telemetry calls a statement slow. So far nothing reads it.
-        slow_checkout_seconds: from when on telemetry calls a checkout slow. So far nothing reads it.
+        slow_statement_seconds: log statements of sessions and engines that take longer, as far as their first literal,
+            to ``sqlspec.statements``. Sessions then go SQLAlchemy's own way, which takes longer.
+        slow_checkout_seconds: log checkouts that take longer to ``sqlspec.pool``.
     """
 
     pool_name: str | None = Field(

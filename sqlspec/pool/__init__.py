@@ -11,7 +11,7 @@ from sqlspec.pool.places import Place
 from sqlspec.pool.queue import BEYOND_QUEUEPOOL, FairQueuePool
 from sqlspec.pool.recycling import ConnectionFacts, RecyclingStrategy
 from sqlspec.pool.sizing import AdaptivePool, PoolMetrics
-from sqlspec.pool.statements import count_error, follow_statements, slot_of
+from sqlspec.pool.statements import count_error, follow_statements, report_slow_statements, slot_of
 from sqlspec.pool.stats import Holder, PoolStats, Timing
 from sqlspec.pool.threads import start_thread
 
@@ -35,6 +35,7 @@ __all__ = [
     "count_error",
     "follow_statements",
     "look_after",
+    "report_slow_statements",
     "seconds_left",
     "slot_of",
     "start_thread",

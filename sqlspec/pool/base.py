@@ -44,6 +44,7 @@ class SlotPool(QueuePool):
         open_aside: bool = False,
         nested_checkout: NestedCheckout = "allow",
         leak_seconds: float | None = None,
+        slow_seconds: float | None = None,
         monotonic: bool = False,
         retire_on_dispose: bool = False,
         ping_after: float | None = None,
@@ -64,6 +65,7 @@ class SlotPool(QueuePool):
         self._nested_checkout: NestedCheckout = nested_checkout
         self._minds_nesting = nested_checkout != "allow"
         self._leak_seconds = leak_seconds
+        self._slow_seconds = slow_seconds
         self._monotonic = monotonic
         self._retire_on_dispose = retire_on_dispose
         self._ping_after = ping_after
@@ -98,6 +100,7 @@ class SlotPool(QueuePool):
             "open_aside": self._open_aside,
             "nested_checkout": self._nested_checkout,
             "leak_seconds": self._leak_seconds,
+            "slow_seconds": self._slow_seconds,
             "monotonic": self._monotonic,
             "retire_on_dispose": self._retire_on_dispose,
             "ping_after": self._ping_after,

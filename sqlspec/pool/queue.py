@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.pool.base import _ConnectionFairy
@@ -15,7 +15,7 @@ from sqlspec.exceptions import PoolTimeout, SQLSpecError
 from sqlspec.pool.deadlines import checkout_deadline
 from sqlspec.pool.housekeeping import look_after
 from sqlspec.pool.places import Mark, Owner, Place, find_place, held_here, owner_of_thread, still_held
-from sqlspec.pool.reports import explain_timeout, holders, place_of, report_drop, report_leaks
+from sqlspec.pool.reports import explain_timeout, holders, place_of, report_drop, report_leaks, report_slow_checkout
 from sqlspec.pool.slot import Slot
 from sqlspec.pool.stats import Holder, PoolStats, Tally
 from sqlspec.pool.upkeep import UpkeepPool
@@ -51,6 +51,7 @@ class FairQueuePool(UpkeepPool):
         linger_seconds: how long overflow connections stay that are not needed; 0: closed when they come back.
         nested_checkout: what a thread or task is told that asks for another connection while it holds one.
         leak_seconds: report a connection that is checked out for longer, once.
+        slow_seconds: report a checkout that took longer, whether it waited, asked the server or connected.
         monotonic: let ``recycle`` go by the monotonic clock; QueuePool's goes by the wall clock, which may be set.
         retire_on_dispose: after `dispose`, close what comes back, where QueuePool keeps it open in a pool that
             nobody uses any more.
@@ -114,7 +115,12 @@ class FairQueuePool(UpkeepPool):
             checkout_deadline.reset(token)
 
     def _check_out(self) -> PoolProxiedConnection:
+        begin = None if self._slow_seconds is None else time.monotonic()
         proxy = Slot.checkout(self)
+        if begin is not None and (seconds := time.monotonic() - begin) > cast("float", self._slow_seconds):
+            report_slow_checkout(
+                self._orig_logging_name, slots=self._pool, seconds=seconds, place=Place(*find_place(self._further))
+            )
         if self._pre_ping or self.dispatch.checkout:
             return _ConnectionFairy._checkout(self, None, proxy)
         proxy._counter = 1

@@ -12,7 +12,7 @@ from sqlspec.pool.places import Mark, Place, shape
 from sqlspec.pool.slots import Slots
 from sqlspec.pool.stats import Holder, PoolStats
 
-__all__ = ["explain_timeout", "holders", "report_drop", "report_leaks"]
+__all__ = ["explain_timeout", "holders", "place_of", "report_drop", "report_leaks", "report_slow_checkout"]
 
 _logger = logging.getLogger("sqlspec.pool")
 
@@ -64,6 +64,20 @@ def report_leaks(slots: Slots, leak_seconds: float) -> None:
                 mark[1],
                 place_of(mark),
             )
+
+
+def report_slow_checkout(name: str | None, slots: Slots, seconds: float, place: Place) -> None:
+    """Log that a checkout took long, and how things are after it."""
+    stats = slots.stats()
+    _logger.warning(
+        "%s: it took %.3g s to get a connection at %s; now %d of %s are checked out, %d callers wait",
+        name or "pool",
+        seconds,
+        place,
+        stats.checked_out,
+        stats.capacity or "any number",
+        stats.waiters,
+    )
 
 
 def explain_timeout(

@@ -1,13 +1,21 @@
-"""The last statement of each connection, so that holders can be asked what they are at, and what is counted of them."""
+"""What is known of statements: the last one of each connection, what is counted of them, and which were slow."""
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event
 
-__all__ = ["count_error", "follow_statements", "slot_of"]
+from sqlspec.pool.places import Place, find_place, shape
+
+__all__ = ["count_error", "follow_statements", "report_slow_statements", "slot_of"]
+
+_logger = logging.getLogger("sqlspec.statements")
+# In the info of a connection: when its statement began.
+_BEGAN = "sqlspec_statement_began"
 
 
 def slot_of(proxy: Any) -> Any:
@@ -63,3 +71,32 @@ def _counting_errors(commit: Callable[[Any], Any], dialect: Any) -> Callable[[An
             raise
 
     return commit_and_count
+
+
+def report_slow_statements(engine: Engine, limit: float) -> None:
+    """Log the statements that take longer than so many seconds, without their values, whether they fail or not.
+
+    Fetching rows is not counted, unless the driver fetches them all with the statement.
+    """
+    quote = '"' if engine.dialect.name != "mysql" else "`"
+    further = getattr(engine.pool, "_further", None)
+
+    def begin(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        connection.info[_BEGAN] = time.monotonic()
+
+    def end(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        report(connection, statement, "took")
+
+    def fail(context: Any) -> None:
+        if context.connection is not None and context.statement is not None and not context.connection.invalidated:
+            report(context.connection, context.statement, "failed after")
+
+    def report(connection: Any, statement: str, verb: str) -> None:
+        seconds = time.monotonic() - connection.info.pop(_BEGAN, time.monotonic())
+        if seconds > limit:
+            name, place = engine.pool._orig_logging_name, Place(*find_place(further))
+            _logger.warning("%s: a statement %s %.3g s at %s: %s", name, verb, seconds, place, shape(statement, quote))
+
+    event.listen(engine, "before_cursor_execute", begin)
+    event.listen(engine, "after_cursor_execute", end)
+    event.listen(engine, "handle_error", fail)

@@ -40,6 +40,7 @@ from sqlspec.adapters import MySQLConfig, PostgreSQLConfig, SQLiteConfig, SQLite
 from sqlspec.config import NoPoolSyncConfig, SyncDatabaseConfig
 from sqlspec.pool import AsyncFairQueuePool, FairQueuePool, Timing
 from sqlspec.session.result import DriverResult
+from sqlspec.telemetry import OpenTelemetryMetrics, PrometheusMetrics
 from sqlspec.testing import ScriptedDriver, assert_no_leaks
 
 
@@ -164,3 +165,8 @@ def errors(error: ConnectionTimeout) -> None:
     value: ValueError = ConfigError("x", "field")
     assert_type(ConfigError("x").field, str | None)
     raise value
+
+
+def metrics(spec: SQLSpec) -> None:
+    assert_type(PrometheusMetrics(spec).render(), tuple[bytes, str])
+    OpenTelemetryMetrics(spec)
