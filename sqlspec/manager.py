@@ -53,7 +53,7 @@ class EngineSource:
         if isinstance(self.engine.pool, FairQueuePool) and manager.limits is not None:
             self.engine.pool.resize(*manager.limits)
         if is_async:
-            self._watch = _close_with_the_loop(self.engine.pool)
+            self._watch = _close_with_the_loop(self.engine.pool, self.driver)
             # as far as its yield, where it waits for the end of the running loop
             with contextlib.suppress(StopIteration):
                 anext(self._watch).__await__().send(None)
@@ -117,14 +117,21 @@ class EngineSource:
             checkout_deadline.reset(token)
 
 
-async def _close_with_the_loop(pool: Pool) -> AsyncGenerator[None]:
+async def _close_with_the_loop(pool: Pool, driver: Driver) -> AsyncGenerator[None]:
     """Close the pool of an event loop when that ends: a loop that is shut down closes the generators begun in it."""
     try:
         yield
     finally:
         if isinstance(pool, AsyncFairQueuePool):
             await greenlet_spawn(pool.close)
-            await pool.finish()
+        await _finish(pool, driver)
+
+
+async def _finish(pool: Pool, driver: Driver) -> None:
+    """Wait until what goes on in the running loop is done: it would be left behind by a loop that ends."""
+    if isinstance(pool, AsyncFairQueuePool):
+        await pool.finish()
+    await driver.finish_closing()
 
 
 class PooledConnectionManager:
@@ -309,10 +316,11 @@ class PooledConnectionManager:
 
     async def aclose(self, timeout: float | None = None) -> int:
         """Close the pools, as `close`; for those of the running loop it waits, and not for those of threads."""
-        own, others = self._retire(asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+        own, others = self._retire(loop)
         left = 0 if own is None else await greenlet_spawn(own.close, timeout)
-        if isinstance(own, AsyncFairQueuePool):
-            await own.finish()
+        if (source := self._sources.get(loop)) is not None:
+            await _finish(source.engine.pool, source.driver)
         return others + left
 
     def _retire(self, waiting: asyncio.AbstractEventLoop | None) -> tuple[FairQueuePool | None, int]:

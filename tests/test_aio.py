@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ from sqlspec import ConfigError, ConnectionTimeout, PoolClosed, SQLSpec, SQLSpec
 from sqlspec.adapters import PostgreSQLConfig, SQLiteConfig
 from sqlspec.testing import assert_no_leaks
 from tests.conftest import Database
+from tests.servers import wait_until
 from tests.test_cancellation import SLOW, server_side
 
 
@@ -131,6 +134,31 @@ def test_loops_that_come_and_go_leave_nothing_behind(registry: SQLSpec, database
     if database.name != "sqlite":
         assert server_side(database) == []
     registry.close()
+
+
+def test_a_loop_that_ends_in_the_middle_of_statements_leaves_no_thread_and_no_connection(
+    registry: SQLSpec, database: Database
+) -> None:
+    async def hold() -> None:
+        async with registry.get_async_session() as session:
+            await session.execute(SLOW[database.name], (1, 20.0))
+
+    async def main() -> None:
+        tasks = [asyncio.ensure_future(hold()) for _ in range(2)]
+        while registry.get_pool_stats().checked_out < 2:
+            await asyncio.sleep(0.01)
+        # the loop ends without waiting for them
+        assert not any(task.done() for task in tasks)
+
+    before = set(threading.enumerate())
+    asyncio.run(main())
+    # those of drivers; the pool's own end by themselves
+    wait_until(lambda: all("sqlspec" in thread.name for thread in set(threading.enumerate()) - before))
+    if database.name == "sqlite":
+        links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+        assert not [link for link in links if os.path.lexists(link) and os.readlink(link).endswith(".db")]
+    else:
+        wait_until(lambda: server_side(database) == [])
 
 
 def test_each_loop_has_a_pool_and_the_statistics_add_up(registry: SQLSpec) -> None:

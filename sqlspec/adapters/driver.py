@@ -175,6 +175,10 @@ class Driver(ABC):
         """Return what closes connections of the dialect without waiting for the server: SQLAlchemy has a way."""
         return dialect.do_terminate
 
+    async def finish_closing(self) -> None:
+        """Wait until the connections that were terminated on the running loop are closed."""
+        return
+
     def follow_schema(self, cursor: Any, dialect: Dialect) -> None:
         """Let an asynchronous cursor know which plans are too old."""
         return

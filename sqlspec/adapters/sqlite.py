@@ -314,12 +314,19 @@ class Aiosqlite(SQLite3):
                 # a finaliser in another thread
                 usual(connection)
                 return
+            # a loop that was closed before its time has left them behind, and with them threads
+            _closing.difference_update([ended for ended in _closing if ended.get_loop().is_closed()])
             task = loop.create_task(_close(connection.driver_connection))
             # the loop itself keeps tasks weakly
             _closing.add(task)
             task.add_done_callback(_closing.discard)
 
         return close_in_a_task
+
+    async def finish_closing(self) -> None:
+        loop = asyncio.get_running_loop()
+        if tasks := [task for task in _closing if task.get_loop() is loop]:
+            await asyncio.wait(tasks)
 
     def _in_transaction(self, connection: Any) -> bool:
         return bool(connection.driver_connection.in_transaction)
