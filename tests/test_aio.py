@@ -10,6 +10,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -368,3 +369,71 @@ def test_first_connections_to_a_new_file_wait_for_each_other(tmp_path: Path) -> 
 
     for number in range(10):
         asyncio.run(main(number))
+
+
+# -- two tasks at once
+
+
+def test_of_two_tasks_that_share_a_session_one_is_refused_and_no_connection_is_lost(registry: SQLSpec) -> None:
+    async def main() -> None:
+        async with registry:
+            async with registry.get_async_session() as session:
+                for _ in range(2):
+                    results = await asyncio.gather(
+                        *(session.execute(f"SELECT {number}").scalar() for number in range(4)), return_exceptions=True
+                    )
+                    assert results[0] == 0
+                    assert all(isinstance(other, exc.InvalidRequestError) for other in results[1:])
+                    assert "one task at a time" in str(results[1])
+                assert await session.execute("SELECT 7").scalar() == 7
+            assert registry.get_pool_stats().created == 1
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", ["session", "connection"])
+@pytest.mark.parametrize("end", ["exit", "error", "close", "commit"])
+def test_a_block_that_ends_while_another_task_is_at_it_hands_on_nobodys_answer(
+    registry: SQLSpec, database: Database, kind: str, end: str
+) -> None:
+    # COMMIT and this have the same answer on MySQL
+    slow = "DO SLEEP(0.3)" if database.name == "mariadb" else SLOW[database.name].replace("?", "1")
+
+    async def run_slowly(shared: Any) -> None:
+        await (shared.execute(slow) if kind == "session" else shared.cursor().execute(slow))
+
+    async def main() -> None:
+        async with registry, asyncio.timeout(20):
+            block = registry.get_async_session() if kind == "session" else registry.get_async_connection()
+            with pytest.raises(KeyError if end == "error" else Exception, match=r"one task at a time|error"):
+                async with block as shared:
+                    await (shared.execute("SELECT 1") if kind == "session" else shared.cursor().execute("SELECT 1"))
+                    other = asyncio.create_task(run_slowly(shared))
+                    await asyncio.sleep(0.1)
+                    if end == "error":
+                        raise KeyError("error")
+                    if end != "exit":
+                        await getattr(shared, end)()
+            await asyncio.wait([other])
+            assert other.exception() is not None
+            for number in range(5):
+                async with registry.get_async_session() as session:
+                    assert await session.execute(f"SELECT {number}").scalar() == number
+            assert registry.get_pool_stats().checked_out == 0
+
+    asyncio.run(main())
+
+
+def test_a_session_that_is_closed_while_another_task_connects_keeps_nothing(registry: SQLSpec) -> None:
+    async def main() -> None:
+        async with registry:
+            session = registry.get_async_session()
+            connecting = asyncio.ensure_future(session.execute("SELECT 1"))
+            await asyncio.sleep(0)
+            with pytest.raises(exc.InvalidRequestError, match="one task at a time"):
+                await session.close()
+            with pytest.raises(exc.ResourceClosedError):
+                await connecting
+            assert registry.get_pool_stats().checked_out == 0
+
+    asyncio.run(main())

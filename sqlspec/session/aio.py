@@ -129,7 +129,7 @@ class AsyncSession:
         ``await session.execute(sql).all()`` and ``(await session.execute(sql)).all()`` are the same. Errors are
         those of `Session.execute`.
         """
-        return PendingResult(self._session.execute, statement, parameters)
+        return PendingResult(self._session._in_task, self._session.execute, statement, parameters)
 
     @overload
     def execute_many(self, statement: str, rows: Iterable[Any]) -> PendingResult[DriverResult]: ...
@@ -141,7 +141,7 @@ class AsyncSession:
 
     def execute_many(self, statement: str | Executable, rows: Iterable[Any]) -> PendingResult[Any]:
         """Return one statement to be run once for each row of parameters, to be awaited."""
-        return PendingResult(self._session.execute_many, statement, rows)
+        return PendingResult(self._session._in_task, self._session.execute_many, statement, rows)
 
     def stream(self, statement: str | Executable, parameters: Any = None, *, chunk_size: int = 1000) -> AsyncStream:
         """Return the rows of a query, which come from the server as they are read, ``chunk_size`` at a time.
@@ -154,15 +154,15 @@ class AsyncSession:
     async def load_rows(self, table: str, rows: Iterable[Any] | AsyncIterable[Any], columns: Sequence[str] = ()) -> int:
         """Load rows into a table by the driver's fastest way, as `Session.load_rows`; they may come asynchronously."""
         source = _in_greenlet(rows) if isinstance(rows, AsyncIterable) else rows
-        return await greenlet_spawn(self._session.load_rows, table, source, columns)
+        return await greenlet_spawn(self._session._in_task, self._session.load_rows, table, source, columns)
 
     async def commit(self) -> None:
         """Commit what ran so far; the next statement begins a new transaction."""
-        await greenlet_spawn(self._session.commit)
+        await greenlet_spawn(self._session._in_task, self._session.commit)
 
     async def rollback(self) -> None:
         """Undo what ran since the last commit; under autocommit, nothing can be undone."""
-        await greenlet_spawn(self._session.rollback)
+        await greenlet_spawn(self._session._in_task, self._session.rollback)
 
     def begin_nested(self) -> AsyncSavepoint:
         """Return a savepoint for an ``async with`` block, or to be awaited."""
@@ -172,12 +172,12 @@ class AsyncSession:
         """Return the SQLAlchemy connection of this session, in the same transaction."""
         from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-        connection = await greenlet_spawn(self._session.connection)
+        connection = await greenlet_spawn(self._session._in_task, self._session.connection)
         return AsyncConnection(AsyncEngine(connection.engine), connection)
 
     async def close(self) -> None:
         """Roll back what is not committed, and check the connection in. Harmless when repeated."""
-        await greenlet_spawn(self._session.close)
+        await greenlet_spawn(self._session._leave_in_task, None, self._session.close)
 
     async def __aenter__(self) -> Self:
         self._session.__enter__()
@@ -186,7 +186,7 @@ class AsyncSession:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await greenlet_spawn(self._session.__exit__, kind, error, traceback)
+        await greenlet_spawn(self._session._leave_in_task, error, self._session.__exit__, kind, error, traceback)
 
 
 def _in_greenlet(rows: AsyncIterable[Any]) -> Iterator[Any]:
@@ -228,13 +228,13 @@ class AsyncStream:
             self._result.close()
 
     async def __aiter__(self) -> AsyncIterator[Row[Any]]:
-        while rows := await greenlet_spawn(self._next):
+        while rows := await greenlet_spawn(self._session._in_task, self._next):
             for row in rows:
                 yield row
 
     async def close(self) -> None:
         """Close the cursor. Harmless when repeated."""
-        await greenlet_spawn(self._close)
+        await greenlet_spawn(self._session._in_task, self._close)
 
     async def __aenter__(self) -> Self:
         return self
@@ -269,20 +269,20 @@ class AsyncSavepoint:
 
     async def commit(self) -> None:
         """Keep what ran since the savepoint, as part of the transaction around it."""
-        await greenlet_spawn(self._set().commit)
+        await greenlet_spawn(self._session._in_task, self._set().commit)
 
     async def rollback(self) -> None:
         """Undo what ran since the savepoint; the transaction around it goes on. Harmless when repeated."""
-        await greenlet_spawn(self._set().rollback)
+        await greenlet_spawn(self._session._in_task, self._set().rollback)
 
     async def __aenter__(self) -> Self:
-        self._savepoint = await greenlet_spawn(self._session.begin_nested)
+        self._savepoint = await greenlet_spawn(self._session._in_task, self._session.begin_nested)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await greenlet_spawn(self._set().__exit__, kind, error, traceback)
+        await greenlet_spawn(self._session._in_task, self._set().__exit__, kind, error, traceback)
 
 
 class Connections(Protocol):
@@ -339,15 +339,15 @@ class AsyncConnection:
 
     async def begin(self) -> None:
         """Mark the begin of a transaction, as `Connection.begin`."""
-        await greenlet_spawn(self._live().begin)
+        await greenlet_spawn(self._live()._in_task, self._live().begin)
 
     async def commit(self) -> None:
         """Commit the transaction."""
-        await greenlet_spawn(self._live().commit)
+        await greenlet_spawn(self._live()._in_task, self._live().commit)
 
     async def rollback(self) -> None:
         """Roll the transaction back."""
-        await greenlet_spawn(self._live().rollback)
+        await greenlet_spawn(self._live()._in_task, self._live().rollback)
 
     async def invalidate(self) -> None:
         """Close the physical connection; the pool opens another in its place when one is needed."""
@@ -355,7 +355,7 @@ class AsyncConnection:
 
     async def close(self) -> None:
         """Check the connection in; what is not committed is rolled back."""
-        await greenlet_spawn(self._live().close)
+        await greenlet_spawn(self._live()._leave_in_task, None, self._live().close)
 
     async def __aenter__(self) -> Self:
         self._connection = await greenlet_spawn(self._source.get_connection, self._timeout)
@@ -364,7 +364,7 @@ class AsyncConnection:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if await greenlet_spawn(self._live()._leave, error):
+        if await greenlet_spawn(self._live()._leave_in_task, error, self._live()._leave, error):
             warnings.warn(LOST_WORK, SQLSpecWarning, stacklevel=2)
 
 
@@ -400,7 +400,7 @@ class AsyncCursor:
         return getattr(self._cursor, "lastrowid", None)
 
     def _in_greenlet(self, method: str, *arguments: Any) -> Awaitable[Any]:
-        return greenlet_spawn(self._call, method, *arguments)
+        return greenlet_spawn(self._connection._live()._in_task, self._call, method, *arguments)
 
     def _call(self, method: str, *arguments: Any) -> Any:
         if self._cursor is None:

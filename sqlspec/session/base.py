@@ -18,6 +18,7 @@ from sqlspec.pool import count_error, forks, slot_of
 from sqlspec.session.recovery import clean_up_after, recover
 from sqlspec.session.result import ClosedCursor
 from sqlspec.session.shared import SharedConnection
+from sqlspec.session.turns import OneAtATime
 
 __all__ = ["BaseSession", "Source"]
 
@@ -41,7 +42,7 @@ class Source(Protocol):
         """Check a connection out; errors are SQLAlchemy's."""
 
 
-class BaseSession:
+class BaseSession(OneAtATime):
     """Be a session without statements: its connection, its transactions, its end."""
 
     # What changes while the session lives; its beginning stands here, since a session per statement is common.
@@ -237,6 +238,10 @@ class BaseSession:
         self._results, self._streams = [], ()
         self._echo = self._engine._should_log_info()
         self._take(proxy)
+        if self._closed:
+            # by another task meanwhile
+            self._abandon()
+            self._require_open()
 
     def _check_out_switched(self, timeout: float | None) -> PoolProxiedConnection:
         token = wanted_autocommit.set((self._engine, self._autocommit))
@@ -270,6 +275,16 @@ class BaseSession:
         # the rows that are not read yet would be lost, of which asyncmy says nothing
         if self._driver.syntax == "mysql" and not all(stream._soft_closed for stream in self._streams):
             raise exc.InvalidRequestError("a stream is open, and nothing else can run on MySQL: read or close it first")
+
+    def _refusal_of_a_second_task(self) -> Exception:
+        return exc.InvalidRequestError("another task is at a statement of this session: one task at a time")
+
+    def _abandon(self) -> None:
+        self._closed = True
+        proxy, self._proxy = self._proxy, None
+        self._driver_connection = None
+        if proxy is not None:
+            discard(proxy)
 
     def _receive(self, result: CursorResult[Any]) -> None:
         """Know of what SQLAlchemy's connection has run, whoever asked it to."""

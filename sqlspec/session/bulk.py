@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
@@ -122,7 +123,8 @@ def copy_rows(source: Any, query: str | Executable, target: Any, table: str, **o
         raise TypeError("copy_rows() takes two sessions of one kind: both synchronous, or both asynchronous")
     from sqlalchemy.util import greenlet_spawn
 
-    return greenlet_spawn(_copy, inner[0], query, inner[1], table, **options)
+    copy = functools.partial(_copy, source._session, query, target._session, table, **options)
+    return greenlet_spawn(source._session._in_task, target._session._in_task, copy)
 
 
 def _copy(

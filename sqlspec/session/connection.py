@@ -19,6 +19,7 @@ from sqlspec.exceptions import SQLSpecWarning
 from sqlspec.pool import count_error, forks, slot_of
 from sqlspec.session.placeholders import PlaceholderError, Statement, bind, bind_rows, rows_of
 from sqlspec.session.recovery import recover
+from sqlspec.session.turns import OneAtATime
 
 __all__ = ["Connection", "Cursor"]
 
@@ -30,7 +31,7 @@ _ERRORS = "sqlspec_errors"
 _HARMLESS = frozenset({"setinputsizes", "setoutputsize", "nextset", "scroll", "mogrify", "fetchval", "fileno"})
 
 
-class Connection:
+class Connection(OneAtATime):
     """Be a DB-API connection from the pool; `close` checks it in.
 
     What PEP 249 does not name is handed to the driver's connection. Errors are the driver's. As a context
@@ -294,6 +295,14 @@ class Connection:
         if self._begun and self._driver.autocommit:
             self._driver.set_autocommit(self._connection, True)
         self._open = self._works = self._begun = False
+
+    def _refusal_of_a_second_task(self) -> Exception:
+        refusal: Exception = self._refusal("another task is at a statement of this connection: one task at a time")
+        return refusal
+
+    def _abandon(self) -> None:
+        if not self._closed:
+            self.invalidate()
 
     def _refusal(self, problem: str) -> Any:
         return self._errors.ProgrammingError(problem)
