@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
@@ -76,16 +77,18 @@ class _Chunks:
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks = chunks
-        self._rest = b""
+        # not sliced again for each part: that would be a copy of the rest, and the time would grow by the square
+        self._chunk = io.BytesIO()
         # what was raised while it was read: psycopg2 makes an error of its own of everything
         self.failure: BaseException | None = None
 
     def read(self, size: int) -> bytes:
         """Return up to so many bytes; none at the end."""
         try:
-            if not self._rest:
-                self._rest = next(self._chunks, b"")
-            part, self._rest = self._rest[:size], self._rest[size:]
+            part = self._chunk.read(size)
+            if not part:
+                self._chunk = io.BytesIO(next(self._chunks, b""))
+                part = self._chunk.read(size)
             return part
         except BaseException as error:
             self.failure = error
