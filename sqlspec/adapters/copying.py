@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
-from sqlspec.adapters.loading import Position, converted
+from sqlspec.adapters.loading import Position, converted, is_of_numpy, item_of
 
 __all__ = ["copy_text"]
 
@@ -129,9 +129,8 @@ class _Encoders(dict[type, Callable[[Any], str]]):
         """
         if issubclass(kind, Enum):
             return lambda value: self._encoded(value.value)
-        if hasattr(kind, "dtype") and hasattr(kind, "item"):
-            # a scalar of numpy
-            return lambda value: self._encoded(value.item())
+        if is_of_numpy(kind):
+            return lambda value: self._encoded(item_of(value))
         if issubclass(kind, numbers.Integral):
             return lambda value: str(int(value))
         if issubclass(kind, numbers.Real):

@@ -10,7 +10,18 @@ from typing import Any, TypeVar
 
 from sqlalchemy.engine import Dialect
 
-__all__ = ["Converters", "Position", "RowProblem", "Target", "batches", "checked", "converted", "value_of"]
+__all__ = [
+    "Converters",
+    "Position",
+    "RowProblem",
+    "Target",
+    "batches",
+    "checked",
+    "converted",
+    "is_of_numpy",
+    "item_of",
+    "value_of",
+]
 
 R = TypeVar("R")
 
@@ -33,6 +44,23 @@ class RowProblem(Exception):
 def value_of(member: Enum) -> Any:
     """Return what a member of an enumeration stands for."""
     return member.value
+
+
+def is_of_numpy(kind: type) -> bool:
+    """Tell whether a type is one of numpy's scalars, of which sqlite3 would store the bytes in memory."""
+    return hasattr(kind, "dtype") and hasattr(kind, "item")
+
+
+def item_of(scalar: Any) -> Any:
+    """Return the value of Python's that a scalar of numpy stands for.
+
+    Raises:
+        ValueError: it is a time finer than Python's, which would become a number.
+    """
+    item = scalar.item()
+    if scalar.dtype.kind in "mM" and isinstance(item, int):
+        raise ValueError(f"{scalar!r} is finer than a microsecond: convert it")
+    return item
 
 
 class Target:
@@ -195,4 +223,11 @@ def _with_tuples(batch: list[Any], converters: Converters) -> list[Sequence[Any]
 
 
 def _converter(kind: type, converters: Converters) -> Callable[[Any], Any] | None:
+    if is_of_numpy(kind):
+        return lambda scalar: _converted(item_of(scalar), converters)
     return next((converters[base] for base in kind.__mro__ if base in converters), None)
+
+
+def _converted(value: Any, converters: Converters) -> Any:
+    convert = _converter(type(value), converters)
+    return value if convert is None else convert(value)

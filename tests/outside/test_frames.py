@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from sqlspec import SQLSpec
+from sqlspec import LoadError, SQLSpec
 from sqlspec.testing import assert_no_leaks
 from tests.conftest import Database
 from tests.outside.packages import need
@@ -68,3 +68,16 @@ def test_frames_go_where_load_rows_goes(spec: SQLSpec) -> None:
         session.execute("DELETE FROM frames")
         rows = pandas.DataFrame(COLUMNS).itertuples(index=False, name=None)
         assert session.load_rows("frames", rows, list(COLUMNS)) == 500
+
+
+def test_arrays_are_loaded_by_value_or_refused(spec: SQLSpec) -> None:
+    with spec.get_session() as session:
+        session.execute("CREATE TABLE frames (number INTEGER, share FLOAT)")
+        session.load_rows("frames", pandas.DataFrame({"number": [1, 2], "share": [3, 4]}).to_numpy())
+        assert session.execute("SELECT number, share FROM frames ORDER BY number").all() == [(1, 3.0), (2, 4.0)]
+        # in nanoseconds, which Python has no type for
+        times = pandas.DataFrame({"number": pandas.to_datetime(["2026-01-01"]).as_unit("ns")}).to_numpy()
+        with pytest.raises(LoadError) as caught:
+            session.load_rows("frames", times, columns=("number",))
+        assert caught.value.position == 1
+        session.rollback()
