@@ -853,6 +853,18 @@ def test_a_commit_that_would_undo_what_an_error_has_aborted_raises(any_spec: Any
 
 
 @pytest.mark.parametrize("database", ["postgresql", "psycopg"], indirect=True)
+def test_a_commit_of_what_was_begun_by_hand_and_aborted_raises_sqlalchemys_error(any_spec: Any) -> None:
+    with any_spec.get_session("primary", autocommit=True) as session:
+        session.execute("BEGIN")
+        with pytest.raises(exc.DBAPIError):
+            session.execute("SELECT 1 / 0")
+        with pytest.raises(exc.DBAPIError, match="aborted"):
+            session.commit()
+        session.rollback()
+        assert session.execute("SELECT 3").scalar() == 3
+
+
+@pytest.mark.parametrize("database", ["postgresql", "psycopg"], indirect=True)
 def test_a_commit_on_a_connection_or_an_engine_that_would_undo_it_raises(any_spec: Any) -> None:
     insert = "INSERT INTO users (name) VALUES ('kept?')"
     errors = any_spec.get_engine("primary").dialect.loaded_dbapi

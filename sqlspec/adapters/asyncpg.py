@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Literal
 
 from sqlalchemy import URL
@@ -65,7 +65,7 @@ class Asyncpg(PostgreSQLDriver):
         # what was begun in a string, SQLAlchemy's adapter does not know of
         if connection.driver_connection.is_in_transaction():
             finish = how.upper()
-            self.within(connection, connection.run_async, lambda driver_connection: driver_connection.execute(finish))
+            self.within(connection, _run, connection, lambda driver_connection: driver_connection.execute(finish))
 
     def uses_tls(self, connection: Any) -> bool:
         return bool(self._value(connection, "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"))
@@ -88,11 +88,7 @@ class Asyncpg(PostgreSQLDriver):
                 encoding="UTF8",
             )
 
-        try:
-            connection.run_async(copy_in)
-        except connection.dbapi.asyncpg.PostgresError as error:
-            # into PEP 249's, as the adapter does with those of its own calls
-            connection._handle_exception(error)
+        _run(connection, copy_in)
 
     def recover(self, connection: Any, cursor: Any) -> bool:
         # Asyncpg has asked the server to cancel, and waits for the answer before anything else. Without a transaction
@@ -145,6 +141,14 @@ class Asyncpg(PostgreSQLDriver):
         # the adapter's own autocommit=False goes back to what the engine began with, which may be autocommit
         if connection.autocommit != enabled:
             connection.isolation_level = "autocommit" if enabled else None
+
+
+def _run(connection: Any, work: Callable[[Any], Awaitable[object]]) -> None:
+    try:
+        connection.run_async(work)
+    except connection.dbapi.asyncpg.PostgresError as error:
+        # into PEP 249's, as the adapter does with those of its own calls
+        connection._handle_exception(error)
 
 
 async def _discard_all(connection: Any) -> None:
