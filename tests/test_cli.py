@@ -106,6 +106,7 @@ def test_copy_copies_a_table(spec: SQLSpec, database: Database, tmp_path: Path) 
         ("primary.\udcff", "other.people", 2, "such as primary.orders"),
         ("", "other.people", 2, "such as primary.orders"),
         ("other.people", "other.people", 2, "twice"),
+        ("other.people", "other.main.people", 2, "twice"),
         ("nobody.users", "other.people", 2, "there is no config 'nobody': did you mean"),
         ("primary.users", "nobody.people", 2, "there is no config 'nobody': did you mean"),
         ("primary.usres", "other.people", 2, "there is no table usres in primary: did you mean users?"),

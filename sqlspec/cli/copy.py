@@ -50,8 +50,6 @@ def copy(
     """
     console = Console(stderr=True)
     try:
-        if source == target:
-            raise ConfigError(f"{source} is the source and the target: its rows would be there twice")
         tables = _split(source), _split(target)
         # two of them, so that one database has two pools: two checkouts from one would be nested
         with open_registry(config, prefix) as from_spec, open_registry(config, prefix) as to_spec:
@@ -81,6 +79,8 @@ def _copy(
         to_spec.get_session(target.database, autocommit=False) as to_session,
     ):
         pairs = _pairs(_columns(from_session, source), _columns(to_session, target), target)
+        if _whole(from_session, source) == _whole(to_session, target):
+            raise ConfigError(f"{source.path} is the source and the target: its rows would be there twice")
         # SQLite lets nobody write who began by reading, once somebody else has written
         to_session.rollback()
         rows = table(source.name, schema=source.schema)
@@ -97,6 +97,11 @@ def _copy(
                 batch_size=batch_size,
                 progress=lambda count: progress.update(task, completed=count),
             )
+
+
+def _whole(session: Session, place: _Table) -> _Table:
+    """Return where a table is, with the schema that it has where none is named."""
+    return place._replace(schema=place.schema or session.connection().dialect.default_schema_name)
 
 
 def _columns(session: Session, place: _Table) -> list[ReflectedColumn]:
