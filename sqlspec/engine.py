@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine, event, exc
 from sqlalchemy.pool import NullPool, PoolProxiedConnection
 from sqlalchemy.util import await_only, greenlet_spawn
 
-from sqlspec.adapters import Driver, TransactionOptions, driver_for
+from sqlspec.adapters import Driver, TransactionOptions, connection_of, driver_for
 from sqlspec.adapters.sqlite import SQLiteConnectionConfig
 from sqlspec.config import NoPoolSyncConfig, PoolConfig
 from sqlspec.exceptions import ConfigError
@@ -308,24 +308,25 @@ def _transact_through(engine: Engine, driver: Driver) -> None:
 
 
 def _execute_within(engine: Engine, driver: Driver) -> None:
-    """Let SQLAlchemy's statements wait no longer than the driver has patience.
-
-    Many of them by one call have the server's limit, each of them.
-    """
+    """Let SQLAlchemy's statements wait no longer than the driver has patience; of many by one call, each of them."""
     if driver.patience is None:
         return
     dialect: Any = engine.dialect
 
     def limited(execute: Callable[..., Any]) -> Callable[..., Any]:
         def execute_within(cursor: Any, *arguments: Any, **options: Any) -> Any:
-            # what SQLAlchemy adapts knows it by another name
-            connection = getattr(cursor, "_adapt_connection", None) or cursor.connection
-            return driver.within(connection, execute, cursor, *arguments, **options)
+            return driver.within(connection_of(cursor), execute, cursor, *arguments, **options)
 
         return execute_within
 
     for name in ("do_execute", "do_execute_no_params"):
         setattr(dialect, name, limited(getattr(dialect, name)))
+    execute_many = dialect.do_executemany
+
+    def execute_many_within(cursor: Any, *arguments: Any, **options: Any) -> Any:
+        return driver.within_many(cursor, functools.partial(execute_many, cursor), *arguments, **options)
+
+    dialect.do_executemany = execute_many_within
 
 
 def _listen(engine: Engine, config: NoPoolSyncConfig, driver: Driver) -> None:

@@ -9,15 +9,15 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import exc
 
-from sqlspec import ConnectionTimeout, SQLSpec
-from sqlspec.pool import call_aside, deadlines, within
+from sqlspec import ConnectionTimeout, LoadError, SQLSpec
+from sqlspec.pool import call_aside, deadlines, within, within_each
 from sqlspec.pool.housekeeping import look_after
 from sqlspec.testing import FaultProxy
 from tests.conftest import Database
@@ -131,6 +131,114 @@ def test_a_stream_that_is_swallowed_ends(spec: SQLSpec, database: Database, hole
         for number, _ in enumerate(session.stream(ROWS[database.name], chunk_size=10)):
             if number == 15:
                 hole.swallow()
+
+
+ROWS_OF_USERS = [(number, f"user {number}") for number in range(1000, 3500)]
+
+
+def insert_many(spec: Any, swallow: Callable[[], None]) -> None:
+    with spec.get_session("limited") as session:
+        session.execute("SELECT 1")
+        swallow()
+        session.execute_many("INSERT INTO users VALUES (?, ?)", ROWS_OF_USERS)
+
+
+def update_many(spec: Any, swallow: Callable[[], None]) -> None:
+    with spec.get_session("limited") as session:
+        session.execute("SELECT 1")
+        swallow()
+        session.execute_many("UPDATE users SET name = ? WHERE id = ?", [(name, key) for key, name in ROWS_OF_USERS])
+
+
+def load(spec: Any, swallow: Callable[[], None]) -> None:
+    def rows() -> Iterator[tuple[int, str]]:
+        yield from ROWS_OF_USERS[:2000]
+        swallow()
+        yield from ROWS_OF_USERS[2000:]
+
+    with spec.get_session("limited") as session:
+        session.load_rows("users", rows())
+
+
+def load_none(spec: Any, swallow: Callable[[], None]) -> None:
+    with spec.get_session("limited") as session:
+        session.execute("SELECT 1")
+        swallow()
+        session.load_rows("users", ROWS_OF_USERS)
+
+
+@on_servers
+@pytest.mark.parametrize("way", [insert_many, update_many, load, load_none])
+def test_many_rows_that_are_swallowed_end(
+    limited: Any, hole: FaultProxy, way: Callable[[Any, Callable[[], None]], None]
+) -> None:
+    begin = time.monotonic()
+    with pytest.raises((exc.DBAPIError, LoadError)) as caught:
+        way(limited, hole.swallow)
+    assert time.monotonic() - begin < 10
+    failure = caught.value.__cause__ if isinstance(caught.value, LoadError) else caught.value
+    assert "the server gave no answer to" in str(failure)
+    assert hole.fired["swallow"] >= 1
+    with limited.get_session("limited") as session:
+        assert session.execute("SELECT COUNT(*) FROM users").scalar_one() == 0
+    stats = limited.get_pool_stats("limited")
+    assert (stats.checked_out, stats.disconnects) == (0, 1)
+
+
+@pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)
+@pytest.mark.parametrize("kind", ["cursor", "sqlalchemy"])
+def test_of_many_rows_sent_one_by_one_each_has_the_limit(
+    spec: SQLSpec, database: Database, hole: FaultProxy, kind: str
+) -> None:
+    spec.register_config(database.config(port=hole.port, command_timeout=0.3), "limited")
+    users = sa.table("users", sa.column("id"), sa.column("name"))
+    change = sa.update(users).where(users.c.id == sa.bindparam("key")).values(name=sa.bindparam("new"))
+    errors = spec.get_engine("limited").dialect.loaded_dbapi
+    with (
+        pytest.raises((exc.DBAPIError, errors.Error), match="no answer to a statement within"),
+        spec.get_connection("limited") if kind == "cursor" else spec.get_session("limited") as open_one,
+    ):
+        cursor = open_one.cursor() if kind == "cursor" else open_one
+        cursor.execute("SELECT 1")
+        hole.swallow()
+        if kind == "cursor":
+            cursor.executemany("UPDATE users SET name = ? WHERE id = ?", [(name, key) for key, name in ROWS_OF_USERS])
+        else:
+            open_one.execute_many(change, [{"key": key, "new": name} for key, name in ROWS_OF_USERS])
+
+
+@on_servers
+@pytest.mark.parametrize("autocommit", [False, True], ids=["transaction", "autocommit"])
+def test_many_rows_may_take_longer_together(any_spec: Any, database: Database, autocommit: bool) -> None:
+    any_spec.register_config(database.config(command_timeout=0.3), "limited")
+    pause = "DO SLEEP(?)" if database.name == "mariadb" else "SELECT pg_sleep(?)"
+    begin = time.monotonic()
+    with any_spec.get_session("limited", autocommit=autocommit) as session:
+        session.execute_many(pause, [(0.05,)] * 20)
+    assert time.monotonic() - begin > 0.8
+    assert any_spec.get_pool_stats("limited").disconnects == 0
+
+
+@on_servers
+def test_many_rows_that_are_sent_in_steps_are_counted_together(any_spec: Any, database: Database) -> None:
+    any_spec.register_config(database.config(command_timeout=10), "limited")
+    with any_spec.get_session("limited") as session:
+        session.execute_many("INSERT INTO users VALUES (?, ?)", ROWS_OF_USERS)
+        changed = session.execute_many(
+            "UPDATE users SET name = ? WHERE id = ?", [(f"new {k}", k) for k, _ in ROWS_OF_USERS]
+        )
+        assert changed.rowcount in {len(ROWS_OF_USERS), -1}
+        assert session.execute("SELECT COUNT(*) FROM users WHERE name LIKE 'new%'").scalar_one() == len(ROWS_OF_USERS)
+
+
+@on_servers
+def test_closing_an_idle_connection_waits_for_no_server(limited: Any, hole: FaultProxy) -> None:
+    with limited.get_session("limited") as session:
+        session.execute("SELECT 1")
+    pool = limited._get_pool("limited")
+    hole.swallow()
+    limited.register_config(limited.get_config("primary"), "limited", replace=True)
+    wait_until(lambda: pool.total() == 0)
 
 
 @on_servers
@@ -249,6 +357,28 @@ def line() -> Iterator[Line]:
     line = Line()
     yield line
     line.close()
+
+
+def test_of_things_that_are_sent_one_by_one_each_has_its_own_time(line: Line) -> None:
+    def slow() -> Iterator[int]:
+        for number in range(4):
+            # what they take to come is not the server's time
+            time.sleep(0.15 if number < 2 else 0.0)
+            yield number
+
+    def send(things: Iterable[int]) -> list[int]:
+        return [thing for thing in things if not time.sleep(0.06)]
+
+    def send_and_wait(things: Iterable[int]) -> str:
+        send(things)
+        return line.wait()
+
+    assert within_each(line, 0.1, send, slow()) == [0, 1, 2, 3]
+    assert is_alive(line)
+    begin = time.monotonic()
+    with pytest.raises(OSError, match=r"no answer to a call within 0\.1 s"):
+        within_each(line, 0.1, send_and_wait, slow())
+    assert time.monotonic() - begin < 10
 
 
 def is_alive(line: Line) -> bool:

@@ -1,6 +1,6 @@
 """A config for each database, and how its drivers do what sqlspec needs."""
 
-from sqlspec.adapters.driver import Driver, TransactionOptions
+from sqlspec.adapters.driver import Driver, TransactionOptions, connection_of
 from sqlspec.adapters.mysql import MySQLConfig, MySQLPoolConfig
 from sqlspec.adapters.postgresql import PostgreSQLConfig, PostgreSQLPoolConfig
 from sqlspec.adapters.sqlite import SQLiteConfig, SQLiteConnectionConfig
@@ -15,6 +15,7 @@ __all__ = [
     "SQLiteConfig",
     "SQLiteConnectionConfig",
     "TransactionOptions",
+    "connection_of",
     "driver_for",
 ]
 

@@ -24,6 +24,7 @@ class Asyncpg(PostgreSQLDriver):
     extra = "asyncpg"
     language = "postgresql $1"
     is_async = True
+    sends_ahead = True
 
     def url(self) -> URL:
         # its query is libpq's, which asyncpg understands in a DSN only; SQLAlchemy finds several hosts there

@@ -1,16 +1,20 @@
-"""asyncpg's connection, which tells of a COMMIT that was none. To be imported where asyncpg is installed."""
+"""asyncpg's connection, with what it lacks. To be imported where asyncpg is installed."""
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import asyncpg
 
 __all__ = ["CommittedConnection"]
 
+# Seconds for the server's answer to a good-bye, which other drivers do not wait for at all.
+_PATIENCE = 1.0
+
 
 class CommittedConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
-    """Be asyncpg's connection that raises where the server answers COMMIT with ROLLBACK."""
+    """Be asyncpg's connection that raises where the server answers COMMIT with ROLLBACK, and closes in any case."""
 
     __slots__ = ()
 
@@ -24,3 +28,12 @@ class CommittedConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg 
         if status == "ROLLBACK" and query.upper().startswith("COMMIT"):
             raise asyncpg.InFailedSQLTransactionError("an error had aborted the transaction: it was rolled back")
         return status
+
+    async def close(self, *, timeout: float | None = None) -> None:
+        """Close the connection, as asyncpg; without a timeout, one that does not answer is closed after a second."""
+        if timeout is not None:
+            await super().close(timeout=timeout)
+            return
+        with contextlib.suppress(TimeoutError):
+            # it is aborted by then
+            await super().close(timeout=_PATIENCE)

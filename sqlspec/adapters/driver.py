@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar, cast
 
@@ -16,7 +17,7 @@ from sqlalchemy.engine import Dialect
 from sqlspec.adapters.loading import Converters, Position, Target, batches
 from sqlspec.config.base import NoPoolSyncConfig
 from sqlspec.exceptions import ConfigError
-from sqlspec.pool import within
+from sqlspec.pool import within, within_each
 
 __all__ = [
     "ISOLATION_LEVELS",
@@ -27,6 +28,7 @@ __all__ = [
     "TLSMode",
     "TransactionOptions",
     "check_tls_ca",
+    "connection_of",
     "whole_seconds",
 ]
 
@@ -35,8 +37,11 @@ Syntax = Literal["postgresql", "mysql", "sqlite"]
 # what a driver takes: the syntax of its database, and placeholders of its own
 Language = Literal["postgresql", "postgresql $1", "mysql", "sqlite"]
 R = TypeVar("R")
+T = TypeVar("T")
 # Seconds by which the server's limit comes before ours, and a twentieth of it.
 _LATER = 0.1
+# Rows that a driver sends ahead at a time, at most.
+_ROWS_A_STEP = 1000
 ISOLATION_LEVELS = ("READ UNCOMMITTED", "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
 
 
@@ -89,6 +94,8 @@ class Driver(ABC):
     # Whether only queries can be streamed: PostgreSQL declares cursors for no other statements, and on SQLite a change
     # with rows that are not read stands in the way of others. Of other statements rows come all at once.
     streams_queries_only: ClassVar[bool] = False
+    # whether executemany() sends rows before those before them are answered, or reads all of them before it sends one
+    sends_ahead: ClassVar[bool] = False
     # whether closing a connection a second time is an error, which PEP 249 leaves open
     closes_once: ClassVar[bool] = False
 
@@ -110,6 +117,34 @@ class Driver(ABC):
         if self.patience is None:
             return work(*arguments, **options)
         return within(connection, self.patience, work, *arguments, **options)
+
+    def within_each(self, connection: Any, work: Callable[[Iterable[T]], R], things: Iterable[T]) -> R:
+        """Call what sends one thing after the other, and waits no longer than command_timeout before it takes the next.
+
+        Raises:
+            Exception: the driver's, which says so; the connection is of no use then.
+        """
+        return work(things) if self.patience is None else within_each(connection, self.patience, work, things)
+
+    def within_many(
+        self, cursor: Any, work: Callable[..., R], statement: str, rows: Sequence[Any], *arguments: Any, **options: Any
+    ) -> R:
+        """Call what runs a statement once for each row, and waits no longer than command_timeout for each of them.
+
+        Raises:
+            Exception: the driver's, which says so; the connection is of no use then.
+        """
+        if self.patience is None:
+            return work(statement, rows, *arguments, **options)
+
+        def executemany(part: Iterable[Any]) -> R:
+            return work(statement, part, *arguments, **options)
+
+        connection = connection_of(cursor)
+        if self.sends_ahead:
+            # nobody knows how far the server is: all of them together
+            return within(connection, self.patience * len(rows), executemany, rows)
+        return within_each(connection, self.patience, executemany, rows)
 
     @property
     def autocommit(self) -> bool:
@@ -237,8 +272,16 @@ class Driver(ABC):
 
     def execute_many(self, cursor: Any, statement: str, rows: list[Any]) -> int | None:
         """Run a statement for each row, in the fastest way; return how many rows changed if the cursor forgets it."""
-        cursor.executemany(statement, rows)
-        return None
+        connection = connection_of(cursor)
+        # under autocommit, executemany() of such drivers keeps all or nothing
+        if self.patience is None or not self.sends_ahead or getattr(connection, "autocommit", False) is True:
+            self.within_many(cursor, cursor.executemany, statement, rows)
+            return None
+        changed = 0
+        for step in _steps(rows, self.patience / 4):
+            within(connection, 1.25 * self.patience, cursor.executemany, statement, step)
+            changed += cursor.rowcount
+        return changed if changed >= 0 else None
 
     def load(self, connection: Any, target: Target, rows: Position) -> None:
         """Load rows within the transaction, in the fastest way; note the row that the database refuses."""
@@ -246,14 +289,14 @@ class Driver(ABC):
         with contextlib.closing(connection.cursor()) as cursor:
             for batch in batches(rows, self.converters):
                 insert = insert or target.insert(self.mark, len(batch[0]))
-                cursor.execute("SAVEPOINT sqlspec_load")
+                self.within(connection, cursor.execute, "SAVEPOINT sqlspec_load")
                 try:
                     self._load_batch(cursor, target, insert, batch)
                     # SQLite would keep each of them
-                    cursor.execute("RELEASE SAVEPOINT sqlspec_load")
+                    self.within(connection, cursor.execute, "RELEASE SAVEPOINT sqlspec_load")
                 except Exception as error:
                     try:
-                        cursor.execute("ROLLBACK TO SAVEPOINT sqlspec_load")
+                        self.within(connection, cursor.execute, "ROLLBACK TO SAVEPOINT sqlspec_load")
                     except Exception:  # noqa: BLE001  # the transaction has gone with it, or the connection
                         raise error from None
                     if self._is_of_a_row(error):
@@ -312,6 +355,22 @@ class Driver(ABC):
         if level is not None and level not in self.isolation_levels:
             hint = "pass autocommit=True" if level == "AUTOCOMMIT" else f"one of {', '.join(self.isolation_levels)}"
             raise ConfigError(f"isolation_level {level!r} is not known to {self.name}: {hint}")
+
+
+def _steps(rows: list[Any], seconds: float) -> Iterator[list[Any]]:
+    """Return rows in steps, the first one of one row, of which none is to take longer than so many seconds."""
+    start, size = 0, 1
+    while start < len(rows):
+        begin = time.monotonic()
+        yield rows[start : start + size]
+        start += size
+        took = max(1e-6, time.monotonic() - begin)
+        size = max(1, min(4 * size, _ROWS_A_STEP, int(size * seconds / took)))
+
+
+def connection_of(cursor: Any) -> Any:
+    """Return the driver's connection of a cursor; what SQLAlchemy adapts knows it by another name."""
+    return getattr(cursor, "_adapt_connection", None) or cursor.connection
 
 
 def check_tls_ca(tls_ca: str | None, mode: object) -> None:

@@ -17,7 +17,15 @@ from uuid import UUID
 from pydantic import Field, model_validator
 from sqlalchemy import URL
 
-from sqlspec.adapters.driver import Driver, ReadCursor, TLSMode, TransactionOptions, check_tls_ca, whole_seconds
+from sqlspec.adapters.driver import (
+    Driver,
+    ReadCursor,
+    TLSMode,
+    TransactionOptions,
+    check_tls_ca,
+    connection_of,
+    whole_seconds,
+)
 from sqlspec.adapters.loading import Converters, Target, value_of
 from sqlspec.config.base import PoolConfig, SyncDatabaseConfig
 from sqlspec.exceptions import ConfigError
@@ -250,7 +258,7 @@ class _MySQLDriver(Driver):
         self._insert(cursor, target, insert, batch)
 
     def _insert(self, cursor: Any, target: Target, insert: str, batch: list[Sequence[Any]]) -> None:
-        cursor.executemany(insert, batch)
+        raise NotImplementedError
 
     def _is_of_a_row(self, error: Exception) -> bool:
         return error.args[:1] not in _OF_NO_ROW
@@ -298,10 +306,10 @@ class MySQLClient(_MySQLDriver):
             rows.append(b"(" + b",".join([encoders.get(type(v), literal)(v) for v in row]) + b")")
             size += len(rows[-1])
             if size > _BYTES_A_STATEMENT:
-                connection.query(into + b",".join(rows))
+                self.within(connection, connection.query, into + b",".join(rows))
                 rows, size = [], 0
         if rows:
-            connection.query(into + b",".join(rows))
+            self.within(connection, connection.query, into + b",".join(rows))
 
     def read_to_end(self, cursor: Any) -> Any:
         self.skip_further(cursor)
@@ -341,6 +349,8 @@ class MySQLClient(_MySQLDriver):
 _KNOWN = (int, float, Decimal, str, bytes, bytearray, date, time, timedelta, set, frozenset, type(None))
 # Far below any max_allowed_packet, which ends the connection.
 _BYTES_A_STATEMENT = 500_000
+# With rows of up to 4 kB asyncmy makes one statement of them.
+_ROWS_A_STATEMENT = 250
 # COM_SET_OPTION, and its number for one statement a call
 _SET_OPTION, _ONE_STATEMENT = 0x1B, b"\x01\x00"
 
@@ -352,6 +362,7 @@ class Asyncmy(_MySQLDriver):
     extra = "asyncmy"
     scheme = "mysql+asyncmy"
     is_async = True
+    sends_ahead = True
 
     def connect_args(self) -> dict[str, Any]:
         arguments = super().connect_args()
@@ -402,6 +413,11 @@ class Asyncmy(_MySQLDriver):
                 pass
 
         cursor._adapt_connection.run_async(read)
+
+    def _insert(self, cursor: Any, target: Target, insert: str, batch: list[Sequence[Any]]) -> None:
+        connection = connection_of(cursor)
+        for start in range(0, len(batch), _ROWS_A_STATEMENT):
+            self.within(connection, cursor.executemany, insert, batch[start : start + _ROWS_A_STATEMENT])
 
     def discard(self, connection: Any) -> bool:
         # asyncmy has neither COM_CHANGE_USER nor COM_RESET_CONNECTION

@@ -6,7 +6,7 @@ import io
 import json
 import math
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -182,11 +182,15 @@ class PostgreSQLDriver(Driver):
 
     def load(self, connection: Any, target: Target, rows: Position) -> None:
         with closing(connection.cursor()) as cursor:
-            cursor.execute(target.select_types())
+            self.within(connection, cursor.execute, target.select_types())
             types = dict(cursor.fetchall())
         chunks = copy_text(rows, [types.get(name) for name in target.columns or types])
+
+        def copy(taken: Iterable[bytes]) -> None:
+            self._copy(connection, target, iter(taken))
+
         try:
-            self._copy(connection, target, chunks)
+            self.within_each(connection, copy, chunks)
         except Exception as error:
             if rows.bad is None and self._is_of_a_row(error):
                 rows.bad = _line_of(error)
@@ -266,7 +270,8 @@ class Psycopg2(PostgreSQLDriver):
             return super().execute_many(cursor, statement, rows)
         changed = 0
         for start in range(0, len(rows), _ROWS_A_PAGE):
-            execute_values(cursor, f"{insert[1]}%s", rows[start : start + _ROWS_A_PAGE], insert[2], _ROWS_A_PAGE)
+            page = rows[start : start + _ROWS_A_PAGE]
+            self.within(cursor.connection, execute_values, cursor, f"{insert[1]}%s", page, insert[2], _ROWS_A_PAGE)
             changed += cursor.rowcount
         return changed
 
@@ -295,6 +300,7 @@ class Psycopg(PostgreSQLDriver):
 
     name = "psycopg"
     streams_queries_only = True
+    sends_ahead = True
     extra = "psycopg"
 
     def describe(self, cursor: Any) -> Any:

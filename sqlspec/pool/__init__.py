@@ -2,7 +2,7 @@
 
 from sqlspec.pool.aio import AsyncFairQueuePool
 from sqlspec.pool.base import NestedCheckout
-from sqlspec.pool.deadlines import call_aside, checkout_deadline, seconds_left, within
+from sqlspec.pool.deadlines import call_aside, checkout_deadline, seconds_left, within, within_each
 from sqlspec.pool.forks import tell_of_forks
 from sqlspec.pool.gate import apart_from_forks
 from sqlspec.pool.housekeeping import look_after
@@ -41,4 +41,5 @@ __all__ = [
     "start_thread",
     "tell_of_forks",
     "within",
+    "within_each",
 ]

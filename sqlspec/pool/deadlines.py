@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import math
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from threading import get_ident
 from typing import Any, TypeVar, cast
@@ -15,9 +16,10 @@ from typing import Any, TypeVar, cast
 from sqlspec.pool.sockets import Socket, socket_of
 from sqlspec.pool.threads import start_thread
 
-__all__ = ["call_aside", "checkout_deadline", "is_watching", "seconds_left", "within"]
+__all__ = ["call_aside", "checkout_deadline", "is_watching", "seconds_left", "within", "within_each"]
 
 R = TypeVar("R")
+T = TypeVar("T")
 
 # Monotonic time at which the checkout under way must be over; None: the pool's own timeout decides.
 checkout_deadline: ContextVar[float | None] = ContextVar("checkout_deadline", default=None)
@@ -31,7 +33,10 @@ _NAMES = {
     "execute": "a statement",
     "do_execute": "a statement",
     "do_execute_no_params": "a statement",
+    "executemany": "a statement",
+    "execute_values": "a statement",
     "query": "a statement",
+    "copy": "a COPY",
     "do_ping": "a ping",
     "prepare": "the first statements",
     "discard": "the reset of its session",
@@ -59,6 +64,19 @@ class _Call:
         self.deadline = deadline
         # made by who cuts it
         self.is_cut: threading.Event | None = None
+
+    def renewed_by(self, things: Iterable[T], seconds: float) -> Iterator[T]:
+        """Return these; with each that is taken its time begins anew, and what they take to come does not count."""
+        source = iter(things)
+        while True:
+            self.deadline = math.inf
+            try:
+                thing = next(source)
+            except StopIteration:
+                return
+            finally:
+                self.deadline = time.monotonic() + seconds
+            yield thing
 
 
 class _Watcher:
@@ -105,7 +123,22 @@ class _Watch:
         socket = socket_of(connection)
         if socket is None:
             return work(*arguments, **options)
-        call, failure = _Call(socket, time.monotonic() + seconds), None
+        call = _Call(socket, time.monotonic() + seconds)
+        return self._watched(call, seconds, work, *arguments, **options)
+
+    def within_each(self, connection: Any, seconds: float, work: Callable[[Iterable[T]], R], things: Iterable[T]) -> R:
+        """Call what sends one thing after the other, and waits no longer than so many seconds before it takes the next.
+
+        Nor does it after the last one.
+        """
+        socket = socket_of(connection)
+        if socket is None:
+            return work(things)
+        call = _Call(socket, time.monotonic() + seconds)
+        return self._watched(call, seconds, work, call.renewed_by(things, seconds))
+
+    def _watched(self, call: _Call, seconds: float, work: Callable[..., R], *arguments: Any, **options: Any) -> R:
+        failure = None
         try:
             self._calls[call] = None
             # looked at after that: a watcher that stops looking says so first, and looks at the calls then
@@ -207,7 +240,7 @@ def _tell(error: Exception, told: str) -> None:
 
 
 _watch = _Watch()
-within, is_watching = _watch.within, _watch.is_here
+within, within_each, is_watching = _watch.within, _watch.within_each, _watch.is_here
 os.register_at_fork(after_in_child=_watch.begin)
 
 

@@ -377,9 +377,8 @@ class Cursor:
             connection._before(statement)
             if connection._driver.is_async:
                 connection._driver.follow_schema(self._cursor, connection._dialect)
-            # many statements have the server's limit, each of them
             if method == self._cursor.executemany:
-                method(statement.text, *arguments, **options)
+                connection._driver.within_many(self._cursor, method, statement.text, *arguments, **options)
             else:
                 connection._driver.within(connection._connection, method, statement.text, *arguments, **options)
             if connection._driver.is_async:

@@ -18,7 +18,7 @@ _PATIENCE = 5.0
 
 def recover(driver: Driver, connection: Any, cursor: Any) -> bool:
     """End a cancelled statement, also on the server, and roll back; tell whether the connection can be kept."""
-    recovery = greenlet_spawn(driver.recover, connection, cursor)
+    recovery = greenlet_spawn(driver.within, connection, driver.recover, connection, cursor)
     try:
         recovered: bool = await_only(asyncio.wait_for(recovery, _PATIENCE))
     except (Exception, asyncio.CancelledError):  # noqa: BLE001  # the connection is closed, the cancellation goes on
