@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import os
 import random
+import resource
 import socket
 import threading
 import time
@@ -17,7 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy import exc
 
 from sqlspec import ConnectionTimeout, LoadError, SQLSpec
-from sqlspec.pool import call_aside, deadlines, within, within_each
+from sqlspec.pool import call_aside, deadlines, sockets, within, within_each
 from sqlspec.pool.housekeeping import look_after
 from sqlspec.testing import FaultProxy
 from tests.conftest import Database
@@ -443,6 +445,67 @@ def wait_for_cut(line: Line) -> None:
     threading.Thread(target=call, daemon=True).start()
     wait_until(lambda: bool(said), seconds=10)
     assert "no answer to a call within 0.1 s" in said[0]
+
+
+@contextlib.contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    """Let the process have no more descriptors than it has."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDWR))
+        with pytest.raises(OSError, match="Too many open files"):
+            os.dup(0)
+        yield
+    finally:
+        for number in taken:
+            os.close(number)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_calls_are_cut_where_no_descriptor_is_left(line: Line) -> None:
+    other = Line()
+    # as every connection, which is opened before
+    assert sockets.socket_of(line) is not None
+    try:
+        with no_descriptor_left():
+            wait_for_cut(line)
+            wait_for_cut(other)
+            # nobody has kept it open
+            line.close()
+            os.close(os.dup(0))
+    finally:
+        other.close()
+
+
+def test_a_child_leaves_connections_to_its_parent_where_no_descriptor_is_left(line: Line) -> None:
+    ours = sockets.socket_of(line)
+    assert ours is not None
+    with no_descriptor_left():
+        assert ours.lead_nowhere()
+        assert line.ours.fileno() > 0
+        assert os.read(line.ours.fileno(), 1) == b""
+        assert line.theirs.recv(1) == b""
+    assert not ours.lead_nowhere()
+
+
+def test_spare_descriptors_that_others_have_by_now_are_left_alone(line: Line) -> None:
+    assert sockets.socket_of(line) is not None
+    numbers = list(sockets._spares)
+    # as a daemon does that closes all it has inherited
+    for number in numbers:
+        os.close(number)
+    others = [socket.socketpair() for _ in range(2)]
+    assert set(numbers) & {end.fileno() for pair in others for end in pair}
+    wait_for_cut(line)
+    for here, there in others:
+        here.send(b"z")
+        assert there.recv(1) == b"z"
+        here.close()
+        there.close()
 
 
 def test_what_housekeeping_waits_for_makes_no_deadline_late(line: Line) -> None:
