@@ -47,6 +47,15 @@ SESSION_STATE = "sqlspec_session_state"
 # the transaction that SQLAlchemy is told to begin is there already.
 _OPTIONS = "sqlspec_options"
 _BEGUN = "sqlspec_begun"
+# What SQLAlchemy's dialects ask the server by cursors of their own.
+_ASKING = (
+    "do_prepare_twophase",
+    "do_commit_twophase",
+    "do_rollback_twophase",
+    "get_isolation_level",
+    "set_isolation_level",
+    "reset_isolation_level",
+)
 # Seconds, where only the checkout under way has a limit.
 _LONGEST = 3600.0
 
@@ -319,8 +328,19 @@ def _execute_within(engine: Engine, driver: Driver) -> None:
 
         return execute_within
 
+    def limited_by_itself(ask: Callable[..., Any]) -> Callable[..., Any]:
+        def ask_within(connection: Any, *arguments: Any, **options: Any) -> Any:
+            # of SQLAlchemy's, of the pool, or the driver's own
+            return driver.within(
+                _bare(getattr(connection, "connection", connection)), ask, connection, *arguments, **options
+            )
+
+        return ask_within
+
     for name in ("do_execute", "do_execute_no_params"):
         setattr(dialect, name, limited(getattr(dialect, name)))
+    for name in _ASKING:
+        setattr(dialect, name, limited_by_itself(getattr(dialect, name)))
     execute_many = dialect.do_executemany
 
     def execute_many_within(cursor: Any, *arguments: Any, **options: Any) -> Any:

@@ -36,6 +36,7 @@ _NAMES = {
     "executemany": "a statement",
     "execute_values": "a statement",
     "query": "a statement",
+    "close": "the closing of a cursor",
     "copy": "a COPY",
     "do_ping": "a ping",
     "prepare": "the first statements",

@@ -418,8 +418,10 @@ class Cursor:
     def close(self) -> None:
         """Close the cursor. Harmless when repeated."""
         # of a lost connection nothing is left to close
-        if self._connection._proxy.is_valid:
-            self._cursor.close()
+        proxy = self._connection._proxy
+        if proxy.is_valid:
+            # one on the server is closed there
+            self._connection._driver.within(proxy.dbapi_connection, self._cursor.close)
 
     def __iter__(self) -> Self:
         return self
