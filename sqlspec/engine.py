@@ -58,6 +58,8 @@ _ASKING = (
 )
 # Seconds, where only the checkout under way has a limit.
 _LONGEST = 3600.0
+# Seconds without an answer that say something about the server; of fewer, the caller was late.
+_PATIENT = 1.0
 
 
 def build_engine(config: NoPoolSyncConfig, name: str = "default", *, is_async: bool = False) -> Engine:
@@ -139,7 +141,7 @@ def _pool_options(config: NoPoolSyncConfig, driver: Driver) -> dict[str, Any]:
 
 
 def _connect_through(engine: Engine, config: NoPoolSyncConfig, driver: Driver) -> None:
-    """Let the engine connect in our way: with the password of the moment, within the deadline, prepared.
+    """Let the engine connect in our way: with the password of the moment, within the deadline, prepared, guarded.
 
     This replaces the last step of SQLAlchemy's connecting, so that the application's own ``do_connect``
     listeners run before it and may set a password themselves; ``creator=`` would bypass them.
@@ -164,14 +166,16 @@ def _connect_through(engine: Engine, config: NoPoolSyncConfig, driver: Driver) -
             raise
         return connection
 
-    def open_connection(*arguments: Any, **parameters: Any) -> Any:
+    def open_in_time(arguments: tuple[Any, ...], parameters: dict[str, Any]) -> Any:
         seconds = seconds_left(config.connect_timeout)
         driver.limit_connect(parameters, seconds)
         try:
             return _in_time(seconds, driver, functools.partial(open_prepared, seconds, *arguments, **parameters))
         except TimeoutError:
             told = f"connecting took longer than {seconds:.3g} s"
-            failure: BaseException = driver.timeout_error(engine.dialect.loaded_dbapi, told)
+            failure: Any = driver.timeout_error(engine.dialect.loaded_dbapi, told)
+            # for `sqlspec.resilience.is_unavailable`
+            failure.was_hurried = seconds < min(_PATIENT, config.connect_timeout)
         except BaseException as error:  # noqa: BLE001  # raised again below, whatever it is
             failure = error
         # The frames of a driver hold the password in their locals, and tracebacks may show locals.
@@ -182,6 +186,14 @@ def _connect_through(engine: Engine, config: NoPoolSyncConfig, driver: Driver) -
         finally:
             # the error holds this frame; it must not hold the error
             del failure
+
+    def open_connection(*arguments: Any, **parameters: Any) -> Any:
+        connect = functools.partial(open_in_time, arguments, parameters)
+        try:
+            return connect() if config.breaker is None else config.breaker.call(connect)
+        finally:
+            # also where it is refused: this frame is in the traceback then
+            parameters.clear()
 
     engine.dialect.connect = open_connection  # type: ignore[method-assign]  # one engine's dialect, see above
 

@@ -156,7 +156,10 @@ class PooledConnectionManager:
 
     def __repr__(self) -> str:
         pools = ", ".join(repr(pool) for pool in self.pools())
-        return f"<PooledConnectionManager {self.name!r}, {'closed' if self._closed else pools or 'not used yet'}>"
+        guard = "" if self.config.breaker is None else f", {self.config.breaker!r}"
+        return (
+            f"<PooledConnectionManager {self.name!r}, {'closed' if self._closed else pools or 'not used yet'}{guard}>"
+        )
 
     def start_over(self) -> None:
         """Know of no event loop and no lock: those are the parent process's own."""

@@ -15,6 +15,7 @@ import pytest
 from sqlspec import CircuitBreaker, CircuitOpenError, ConfigError
 from sqlspec.resilience import breaker as module
 from tests.servers import wait_until
+from tests.test_forks import in_child
 
 
 class Down(Exception):
@@ -311,3 +312,20 @@ def test_what_it_remembers_holds_no_frames_of_the_application() -> None:
 def test_the_refusal_can_be_sent_to_another_process() -> None:
     error = pickle.loads(pickle.dumps(CircuitOpenError("it is open", 1.5)))  # noqa: S301  # our own
     assert (str(error), error.retry_after) == ("it is open", 1.5)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_has_a_lock_of_its_own_and_may_probe(clock: Clock) -> None:
+    breaker = opened()
+    clock.now += 60
+
+    def fork_while_it_is_locked() -> object:
+        with breaker._lock:
+            return in_child(lambda: (breaker.state, breaker.call(lambda: "up"), breaker.state))
+
+    assert breaker.call(fork_while_it_is_locked) == ("half-open", "up", "closed")
+
+
+def test_it_stays_in_its_process() -> None:
+    with pytest.raises(TypeError, match="neither copied nor pickled: make one in the other process"):
+        pickle.dumps(CircuitBreaker())

@@ -24,6 +24,7 @@ from sqlalchemy import URL, make_url
 from sqlspec.config.url import check_text, parse_url
 from sqlspec.exceptions import ConfigError
 from sqlspec.pool import NestedCheckout, RecyclingStrategy
+from sqlspec.resilience import CircuitBreaker
 
 __all__ = [
     "InstrumentationConfig",
@@ -51,6 +52,16 @@ def _strategy(given: object) -> object:
         raise ValueError("it has max_age, max_queries, max_errors and jitter") from None
 
 
+def _breaker(given: object) -> object:
+    if given is None or isinstance(given, CircuitBreaker):
+        return given
+    raise ValueError(
+        "it is a CircuitBreaker(...), an object that no text describes: add it in the application, by "
+        "config.model_copy(update={'breaker': ...})"
+    )
+
+
+Breaker = Annotated[InstanceOf[CircuitBreaker], BeforeValidator(_breaker)]
 Recycling = Annotated[InstanceOf[RecyclingStrategy], BeforeValidator(_strategy)]
 ResetOnReturn = Literal["rollback", "commit", "none", "discard"]
 _PARTS = ("host", "port", "database", "username")
@@ -196,6 +207,8 @@ class NoPoolSyncConfig(Frozen):
         command_timeout: seconds that one statement may run on the server; ``None``: the server's own limit. A twentieth
             later, and a tenth of a second, whoever waits for a statement or COMMIT of a server that hangs gets the
             driver's error, and the connection is closed.
+        breaker: guards the opening of connections: while it is open, whatever would connect raises `CircuitOpenError`
+            at once, and the connections there are serve on. Configs may share one.
 
     Raises:
         ConfigError: an option is unknown, out of range or contradicts another.
@@ -221,6 +234,7 @@ class NoPoolSyncConfig(Frozen):
     connect_timeout: Seconds = 10.0
     command_timeout: Seconds | None = None
 
+    breaker: Breaker | None = None
     instrumentation: InstrumentationConfig = Field(default_factory=InstrumentationConfig)
 
     @model_validator(mode="before")
@@ -255,6 +269,16 @@ class NoPoolSyncConfig(Frozen):
                 raise ConfigError(f"{part} contains a line break or another control character")
         if isinstance(self.password, SecretStr):
             check_text("password", self.password.get_secret_value())
+        return self
+
+    @model_validator(mode="after")
+    def _have_a_probe_end_before_it_is_given_up(self) -> Self:
+        breaker = self.breaker
+        if breaker is not None and breaker.probe_timeout <= self.connect_timeout:
+            raise ConfigError(
+                f"breaker: its probe_timeout={breaker.probe_timeout:g} is not above connect_timeout="
+                f"{self.connect_timeout:g}: a connect that hangs would be given up as a probe before it has failed"
+            )
         return self
 
     @property

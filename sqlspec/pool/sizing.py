@@ -52,7 +52,7 @@ class Reading(NamedTuple):
         waited_seconds: how long callers waited, those who still do included.
         connects: connections opened.
         connect_seconds: how long that took.
-        failed_connects: attempts that failed.
+        failed_connects: attempts that failed, or that an open circuit breaker refused.
         connecting_seconds: how long the longest attempt under way has taken so far.
     """
 

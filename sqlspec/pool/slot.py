@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from sqlalchemy import exc
 from sqlalchemy.pool.base import _ConnectionFairy, _ConnectionRecord
 
-from sqlspec.exceptions import ConnectionTimeout
+from sqlspec.exceptions import CircuitOpenError, ConnectionTimeout
 from sqlspec.pool.deadlines import checkout_deadline
 from sqlspec.pool.forks import Abandoned, disarm, has_file, is_sqlite_of_threads
 from sqlspec.pool.liveness import Listener, ask
@@ -199,6 +199,12 @@ class Slot(_ConnectionRecord):
         self.is_connecting = True
         try:
             connection = super().get_connection()
+        except CircuitOpenError:
+            # nobody has tried: neither a failure, nor the reason that whoever waits is told
+            home._pool.tally.note("refused_connects")
+            # idle, it would be in the way of those that have a connection
+            self.is_retired = True
+            raise
         except Exception as error:
             home._pool.tally.note("failed_connects")
             home._pool.remember_failure(error)

@@ -225,7 +225,7 @@ class Slots:
             closed=closed,
             failed_connects=counts.get("failed_connects", 0),
             timeouts=counts.get("timeouts", 0),
-            refused=counts.get("refused", 0),
+            refused=counts.get("refused", 0) + counts.get("refused_connects", 0),
             dropped=counts.get("dropped", 0),
             grown=counts.get("grown", 0),
             shrunk=counts.get("shrunk", 0),
@@ -250,6 +250,6 @@ class Slots:
             waited_seconds=timings["wait"].sum + sum(seconds for seconds in waited if seconds > 0.0),
             connects=timings["connect"].count,
             connect_seconds=timings["connect"].sum,
-            failed_connects=counts.get("failed_connects", 0),
+            failed_connects=counts.get("failed_connects", 0) + counts.get("refused_connects", 0),
             connecting_seconds=max(connecting, default=0.0),
         )

@@ -95,7 +95,8 @@ class PoolStats:
             its object).
         failed_connects: attempts to connect that failed.
         timeouts: checkouts that ended in `PoolTimeout` after waiting.
-        refused: checkouts that ended at once: ``max_waiters``, or a nested checkout.
+        refused: checkouts that ended at once: ``max_waiters``, a nested checkout, or a connection that was needed while
+            a circuit breaker was open.
         dropped: connections that came back through the garbage collector.
         grown, shrunk: how often a pool that adapts itself has changed its size.
         wait: how long checkouts waited that had to.

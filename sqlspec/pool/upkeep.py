@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from sqlalchemy import exc
 
-from sqlspec.exceptions import PoolClosed
+from sqlspec.exceptions import CircuitOpenError, PoolClosed
 from sqlspec.pool.handover import CLOSED, HandOverPool
 from sqlspec.pool.liveness import ask
 from sqlspec.pool.slot import Slot
@@ -173,6 +173,10 @@ class UpkeepPool(HandOverPool):
             slots.failures = 0
             return is_opened
         except PoolClosed:
+            return False
+        except CircuitOpenError as error:
+            # the breaker has told why; this may be the next probe, so that no caller has to
+            slots.retry_at = time.monotonic() + min(max(error.retry_after, _FIRST_DELAY), _LAST_DELAY)
             return False
         except Exception as error:  # noqa: BLE001  # it is told, and tried again
             slots.failures += 1

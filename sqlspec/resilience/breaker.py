@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import threading
 import time
+import weakref
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from typing import Literal, NoReturn, TypeVar
 
 from sqlspec.exceptions import CircuitOpenError, ConfigError, without_frames
 from sqlspec.resilience.calls import outcome_of
@@ -68,8 +70,9 @@ class CircuitBreaker:
     one call goes through, the probe; others are refused until it ends. It closes the breaker or opens it again. A call
     that began in an earlier state says nothing about the present one.
 
-    As ``breaker=`` of a config it guards the opening of connections. Thread-safe, and for tasks as well; nothing is
-    locked while a call is under way. Times are those of the monotonic clock.
+    As ``breaker=`` of a config it guards the opening of connections; several configs may share one. Thread-safe, and
+    for tasks as well; nothing is locked while a call is under way. Times are those of the monotonic clock. Each process
+    has its own: a forked child goes on from the state of its parent, and pickling one raises `TypeError`.
 
     Args:
         failure_threshold: how many failures in a row open it; at least 1.
@@ -88,7 +91,7 @@ class CircuitBreaker:
         failure_threshold: int = 5,
         recovery_timeout: float = 60.0,
         *,
-        probe_timeout: float = 10.0,
+        probe_timeout: float = 30.0,
         counts: Callable[[Exception], bool] = is_unavailable,
         name: str = "circuit breaker",
     ) -> None:
@@ -107,6 +110,7 @@ class CircuitBreaker:
         self._lock = threading.Lock()
         self._circuit = _Circuit()
         self._cause: BaseException | None = None
+        _breakers[weakref.ref(self, _breakers.pop)] = None
 
     def __repr__(self) -> str:
         circuit = self._circuit
@@ -118,6 +122,12 @@ class CircuitBreaker:
     def __deepcopy__(self, memo: object) -> CircuitBreaker:
         # configs that are copied still mean the same database
         return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a CircuitBreaker holds what this process knows of its database, and is neither copied nor pickled: make "
+            "one in the other process, and give it to the config there"
+        )
 
     @property
     def state(self) -> CircuitState:
@@ -179,6 +189,11 @@ class CircuitBreaker:
     def record_failure(self, error: BaseException | None = None) -> None:
         """Count a failure that happened outside of `call`."""
         self._fail(error, self._circuit.generation)
+
+    def start_over(self) -> None:
+        """Have a lock of its own, in a forked child; a probe that is under way is the parent's."""
+        self._lock = threading.Lock()
+        self._circuit = self._circuit.free()
 
     # -- a call
 
@@ -245,3 +260,17 @@ class CircuitBreaker:
                 listener(self, before.state, after.state)
             except Exception:
                 _logger.exception("%r could not follow %r", listener, self)
+
+
+# By weak references, in a dictionary: each step on it is atomic, so that a child never inherits one half-way.
+_breakers: dict[weakref.ref[CircuitBreaker], None] = {}
+
+
+def _start_over() -> None:
+    for ref in list(_breakers):
+        breaker = ref()
+        if breaker is not None:
+            breaker.start_over()
+
+
+os.register_at_fork(after_in_child=_start_over)

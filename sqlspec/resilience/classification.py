@@ -186,9 +186,10 @@ def classify(error: BaseException) -> ErrorKind:
 def is_unavailable(error: BaseException) -> bool:
     """Tell whether an error says that the database cannot be reached, or has nothing left to serve with.
 
-    An exhausted pool, a wrong password or a statement that is refused does not.
+    An exhausted pool, a wrong password or a statement that is refused does not, nor a connect for which the deadline of
+    its caller had left hardly any time.
     """
-    return classify(error) in _UNAVAILABLE
+    return classify(error) in _UNAVAILABLE and not getattr(error, "was_hurried", False)
 
 
 def is_ambiguous(error: BaseException) -> bool:
