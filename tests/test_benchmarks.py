@@ -63,3 +63,26 @@ def test_a_benchmark_of_forks_finds_no_backend_shared(trial: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     # how long a first query takes is for `tox -e forks`
     assert " 0 backends shared, 0 errors, 0 hang" in done.stdout, done.stdout + done.stderr
+
+
+def test_the_benchmark_of_breakers_lets_one_probe_through_each_time() -> None:
+    command = [sys.executable, str(FOLDER / "breaker.py"), "--threads", "100", "--repeats", "5", "--calls", "500"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # what a refusal costs is for `tox -e benchmarks`
+    assert "100 threads, 5 of 5 times exactly 1 probe, at most 1" in done.stdout, done.stdout + done.stderr
+
+
+def test_no_read_fails_in_a_restart() -> None:
+    command = [sys.executable, str(FOLDER / "outage.py"), "--only", "postgresql", "--restarts", "2", "--outage", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # how soon they read again is for `tox -e benchmarks`
+    assert "postgresql 2 restarts" in done.stdout, done.stdout + done.stderr
+    assert " s: 0 of " in done.stdout, done.stdout + done.stderr
+
+
+def test_a_server_that_is_away_is_left_alone_where_the_stock_pool_keeps_asking() -> None:
+    command = [sys.executable, str(FOLDER / "outage.py"), "--only", "postgresql", "--restarts", "0", "--outage", "2"]
+    ours = subprocess.run([*command, "--pool", "ours"], capture_output=True, text=True, check=False)
+    assert ours.returncode == 0, ours.stdout + ours.stderr
+    stock = subprocess.run([*command, "--pool", "stock"], capture_output=True, text=True, check=False)
+    assert stock.returncode == 1, stock.stdout + stock.stderr
