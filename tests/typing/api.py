@@ -17,6 +17,7 @@ from sqlspec import (
     AsyncCursor,
     AsyncSavepoint,
     AsyncSession,
+    CircuitBreaker,
     ConfigError,
     Connection,
     ConnectionTimeout,
@@ -153,6 +154,8 @@ def configs() -> None:
     PostgreSQLConfig(host="h", password=lambda: "x", pool_reset_on_return="discard")
     MySQLConfig(host="h", charset="utf8mb4", ping_on_checkout=False)
     SQLiteConnectionConfig(database="app.db", journal_mode="WAL", isolation_level=None)
+    assert_type(PostgreSQLConfig(breaker=CircuitBreaker()).breaker, CircuitBreaker | None)
+    PostgreSQLConfig(breaker="on")  # type: ignore[arg-type]  # an object, no text
     PostgreSQLConfig(pool_sise=1)  # type: ignore[call-arg]  # misspelt
     SQLiteConfig(database="app.db", journal_mode="FAST")  # type: ignore[arg-type]  # no such mode
     assert_type(build_secure_url("postgresql", "h", 5432, "d", "u", "p", sslmode="require"), str)
