@@ -13,6 +13,7 @@ from sqlspec.exceptions import (
     SQLSpecError,
     SQLSpecWarning,
 )
+from sqlspec.health import DatabaseHealth, HealthReport, check_health, health_check
 from sqlspec.operations import WarmUp, awarm_pool, warm_pool
 from sqlspec.pool import AdaptivePool, ConnectionFacts, Holder, PoolMetrics, PoolStats, RecyclingStrategy
 from sqlspec.registry import SQLSpec
@@ -48,8 +49,10 @@ __all__ = [
     "ConnectionLost",
     "ConnectionTimeout",
     "Cursor",
+    "DatabaseHealth",
     "EnvironmentConfig",
     "ErrorKind",
+    "HealthReport",
     "Holder",
     "InstrumentationConfig",
     "LoadError",
@@ -70,8 +73,10 @@ __all__ = [
     "awarm_pool",
     "awith_retry",
     "build_secure_url",
+    "check_health",
     "classify",
     "copy_rows",
+    "health_check",
     "warm_pool",
     "with_retry",
 ]

@@ -204,6 +204,10 @@ class PooledConnectionManager:
         """Return the live pool of the threads."""
         return self.engine.pool
 
+    def known_source(self, *, is_async: bool = False) -> EngineSource | None:
+        """Return where connections come from, as `source` does, if somebody has asked for it before."""
+        return self._sources.get(_running_loop() if is_async else None)
+
     def pools(self) -> list[FairQueuePool]:
         """Return the pools there are, also after `close`."""
         with self._lock:

@@ -14,6 +14,7 @@ from sqlspec.pool.sizing import AdaptivePool, PoolMetrics
 from sqlspec.pool.statements import count_error, follow_statements, report_slow_statements, slot_of
 from sqlspec.pool.stats import Holder, PoolStats, Timing
 from sqlspec.pool.threads import start_thread
+from sqlspec.pool.upkeep import probe
 
 __all__ = [
     "BEYOND_QUEUEPOOL",
@@ -35,6 +36,7 @@ __all__ = [
     "count_error",
     "follow_statements",
     "look_after",
+    "probe",
     "report_slow_statements",
     "seconds_left",
     "slot_of",

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import select
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import exc
 from sqlalchemy.engine import Dialect
+from sqlalchemy.pool import Pool
 
 from sqlspec.pool.deadlines import seconds_left, within
 from sqlspec.pool.sockets import fileno_of
 
-__all__ = ["PING_AFTER", "Listener", "ask"]
+__all__ = ["PING_AFTER", "Listener", "ask", "probe_anew"]
 
 # A connection that was in use so many seconds ago, and whose socket is quiet, is taken as alive.
 PING_AFTER = 30.0
@@ -51,3 +52,21 @@ def ask(dialect: Dialect, connection: Any) -> None:
         raise exc.DisconnectionError("the server ended the connection") from error
     if not alive:
         raise exc.DisconnectionError("the connection does not answer")
+
+
+def probe_anew(pool: Pool) -> None:
+    """Ask the server for a sign of life over a connection that is opened for that, and closed at once.
+
+    It is opened as the pool's own are, and is none of them.
+
+    Raises:
+        Exception: the driver's error, where it cannot connect; SQLAlchemy's, where the server says nothing.
+    """
+    connection: Any = cast("Any", pool)._invoke_creator(None)
+    try:
+        ask(cast("Any", pool)._dialect, connection)
+    except BaseException:
+        # who has not answered is not waited for
+        pool._close_connection(connection, terminate=True)
+        raise
+    pool._close_connection(connection)

@@ -7,14 +7,16 @@ import time
 from typing import Any, cast
 
 from sqlalchemy import exc
+from sqlalchemy.pool import Pool
 
 from sqlspec.exceptions import CircuitOpenError, PoolClosed
+from sqlspec.pool.gate import apart_from_forks
 from sqlspec.pool.handover import CLOSED, HandOverPool
-from sqlspec.pool.liveness import ask
+from sqlspec.pool.liveness import ask, probe_anew
 from sqlspec.pool.slot import Slot
 from sqlspec.pool.threads import start_thread
 
-__all__ = ["UpkeepPool"]
+__all__ = ["UpkeepPool", "probe"]
 
 _logger = logging.getLogger("sqlspec.pool")
 
@@ -187,6 +189,50 @@ class UpkeepPool(HandOverPool):
             _logger.warning("an idle connection could not be opened: %s; the next attempt is in %.3g s", kind, delay)
             return False
 
+    # -- for health checks
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Tell whether who asks for a connection has to wait until somebody gives one back."""
+        slots = self._pool
+        if slots.queue or len(slots.known) < slots.capacity:
+            return False
+        # what is only asked for a sign of life comes back in a moment, and is nobody's
+        return sum(slot.mark is not None or slot.is_connecting for slot in slots.all()) >= slots.capacity
+
+    def probe(self) -> None:
+        """Ask the server for a sign of life, over an idle connection, or over one that is opened for that.
+
+        The latter is none of the pool's, and is closed at once: it needs no place, and takes nobody's turn. It waits no
+        longer than the checkout's deadline. Thread-safe.
+
+        Raises:
+            PoolClosed: after `close`.
+            Exception: the driver's error, where it cannot connect; SQLAlchemy's, where the server says nothing.
+        """
+        if self._pool.is_closed:
+            raise PoolClosed(CLOSED)
+        if getattr(self._dialect, "name", "") == "sqlite":
+            # A file says nothing over an open connection, which may belong to one thread besides. A child must not
+            # inherit this one's locks.
+            apart_from_forks(self._sleep, probe_anew, self)
+        elif not self._probe_idle():
+            probe_anew(self)
+
+    def _probe_idle(self) -> bool:
+        """Ask over the idle connection that was used last; return False where there is none that lives."""
+        try:
+            slot = self._pool.queue.pop()
+        except IndexError:
+            return False
+        try:
+            if slot.dbapi_connection is not None and time.monotonic() <= slot.expires_at:
+                self._ping(slot)
+                return slot.dbapi_connection is not None
+            return False
+        finally:
+            self._put_back(slot)
+
     def open_idle(self, total: int) -> bool:
         """Open a connection and keep it idle, or give it to who waits, unless there are so many; return whether it did.
 
@@ -225,3 +271,16 @@ class UpkeepPool(HandOverPool):
     def _add_locked(self) -> Slot | None:
         slots = self._pool
         return slots.add(self._new_slot()) if len(slots.known) < min(slots.capacity, slots.kept) else None
+
+
+def probe(pool: Pool) -> None:
+    """Ask the server behind a pool for a sign of life, whatever the pool is, and leave nothing open.
+
+    Raises:
+        PoolClosed: the pool is closed.
+        Exception: the driver's error, where it cannot connect; SQLAlchemy's, where the server says nothing.
+    """
+    if isinstance(pool, UpkeepPool):
+        pool.probe()
+    else:
+        probe_anew(pool)
