@@ -34,6 +34,7 @@ from sqlspec.pool import (
     seconds_left,
     within,
 )
+from sqlspec.resilience import follow_failover
 
 __all__ = ["SESSION_STATE", "adopt_transaction", "borrow", "build_engine", "discard", "wanted_autocommit"]
 
@@ -93,6 +94,7 @@ def build_engine(config: NoPoolSyncConfig, name: str = "default", *, is_async: b
     _connect_through(engine, config, driver)
     _transact_through(engine, driver)
     _execute_within(engine, driver)
+    follow_failover(engine.dialect, driver, _asks_to_read_only)
     follow_statements(engine)
     _listen(engine, config, driver)
     if config.instrumentation.slow_statement_seconds is not None:
@@ -293,6 +295,11 @@ def adopt_transaction(connection: Connection) -> None:
 
 def _bare(connection: Any) -> Any:
     return getattr(connection, "dbapi_connection", connection)
+
+
+def _asks_to_read_only(connection: Any) -> bool:
+    borrowed, options = (getattr(connection, "record_info", None) or {}).get(_OPTIONS, (None, None))
+    return options is not None and options.read_only and borrowed is _bare(connection)
 
 
 def _transact_through(engine: Engine, driver: Driver) -> None:

@@ -7,6 +7,7 @@
     │   └── ConnectionTimeout
     ├── PoolClosed
     ├── CircuitOpenError
+    ├── FallbackError
     └── LoadError
 
 Errors of the database keep their own classes: a session raises what SQLAlchemy would raise, a connection
@@ -25,6 +26,7 @@ __all__ = [
     "ConfigError",
     "ConnectionLost",
     "ConnectionTimeout",
+    "FallbackError",
     "LoadError",
     "Phase",
     "PoolClosed",
@@ -105,6 +107,23 @@ class CircuitOpenError(SQLSpecError):
     def __init__(self, message: str, retry_after: float = 0.0) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class FallbackError(SQLSpecError):
+    """Say that neither the primary nor its replica gave a connection; the primary's error is the cause.
+
+    Attributes:
+        primary: why the primary gave none.
+        replica: why the replica gave none.
+    """
+
+    def __init__(
+        self, message: str, primary: BaseException | None = None, replica: BaseException | None = None
+    ) -> None:
+        super().__init__(message)
+        self.primary = primary
+        self.replica = replica
+        self.__cause__ = primary
 
 
 class LoadError(SQLSpecError):

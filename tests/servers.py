@@ -228,6 +228,25 @@ class PostgreSQLServer(Server):
         self._ask(f"SELECT pg_terminate_backend({number:d})::int")
 
 
+class PostgreSQLStandby(PostgreSQLServer):
+    """Be a replica that follows another PostgreSQL, until it is promoted."""
+
+    def __init__(self, folder: Path, primary: PostgreSQLServer) -> None:
+        self._primary = primary
+        super().__init__(folder)
+
+    def initialize(self) -> None:
+        folders = ("/usr/lib/postgresql/*/bin",)
+        self._postgres = find("postgres", *folders)
+        place = f"host=127.0.0.1 port={self._primary.port} user=app password='{PASSWORD}'"
+        data = str(self.folder / "data")
+        self._run(find("pg_basebackup", *folders), "-D", data, "-d", place, "-R", "-c", "fast", "--no-sync")
+
+    def promote(self) -> None:
+        """Make it a primary, and wait until it is one."""
+        self._ask("SELECT pg_promote(true, 30)::int")
+
+
 class MariaDBServer(Server):
     """Be a private MariaDB."""
 

@@ -138,6 +138,12 @@ class Asyncpg(PostgreSQLDriver):
     def _set_read_only(self, connection: Any, read_only: bool | None) -> None:
         connection.readonly = bool(read_only)
 
+    def _is_read_only(self, connection: Any) -> bool:
+        return bool(connection.readonly)
+
+    def _parameter(self, connection: Any, name: str) -> str | None:
+        return getattr(connection.driver_connection.get_settings(), name, None)
+
     def set_autocommit(self, connection: Any, enabled: bool) -> None:
         # the adapter's own autocommit=False goes back to what the engine began with, which may be autocommit
         if connection.autocommit != enabled:

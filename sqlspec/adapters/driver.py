@@ -250,6 +250,14 @@ class Driver(ABC):
     def set_autocommit(self, connection: Any, enabled: bool) -> None:
         """Switch the driver's autocommit, where it is otherwise; outside a transaction only."""
 
+    def refuses_writes(self, connection: Any, error: Exception) -> bool:
+        """Tell whether a write was refused by the server, and not by a transaction that was to read only."""
+        return False
+
+    def in_autocommit(self, connection: Any) -> bool:
+        """Tell whether the driver commits each statement by itself."""
+        return bool(connection.autocommit)
+
     def check_preparing(self) -> None:
         """Refuse prepared statements where there are none.
 

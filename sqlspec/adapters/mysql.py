@@ -132,6 +132,9 @@ _OF_NO_ROW = {
 }
 
 
+_READ_ONLY_TRANSACTION = 1792
+
+
 def _without_zone(value: datetime) -> datetime:
     """Return the time in UTC: MySQL's DATETIME has no zone, and its drivers would drop it."""
     return value if value.tzinfo is None else value.astimezone(UTC).replace(tzinfo=None)
@@ -249,6 +252,21 @@ class _MySQLDriver(Driver):
     def restore(self, connection: Any, options: TransactionOptions) -> None:
         if options.read_only:
             self._run(connection, "SET SESSION TRANSACTION READ WRITE")
+
+    def refuses_writes(self, connection: Any, error: Exception) -> bool:
+        if error.args[0] != _READ_ONLY_TRANSACTION:
+            return True
+        # a statement may have asked for it; the server does not say so by itself
+        try:
+            with closing(connection.cursor()) as cursor:
+                self.within(connection, cursor.execute, "SELECT @@read_only")
+                return cursor.fetchone()[0] not in {0, "0", "OFF"}
+        except self._errors(connection).Error:
+            # it does not live any more
+            return True
+
+    def in_autocommit(self, connection: Any) -> bool:
+        return bool(connection.get_autocommit())
 
     def _load_batch(self, cursor: Any, target: Target, insert: str, batch: list[Sequence[Any]]) -> None:
         for kind in set(map(type, chain.from_iterable(batch))):

@@ -40,6 +40,7 @@ ALL_BUT_STATEMENTS = (
 # those of a borrower, who wrote PREPARE
 PREPARED_BY_HAND = "SELECT name FROM pg_catalog.pg_prepared_statements WHERE from_sql"
 
+_READ_ONLY_BY_DEFAULT = "default_transaction_read_only"
 # libpq's PQTRANS_INERROR
 _IN_ERROR = 3
 # The classes of SQLSTATEs that no row is to blame for: connections, read-only transactions, deadlocks, resources,
@@ -160,6 +161,22 @@ class PostgreSQLDriver(Driver):
 
     def _set_read_only(self, connection: Any, read_only: bool | None) -> None:
         raise NotImplementedError
+
+    def _is_read_only(self, connection: Any) -> bool:
+        raise NotImplementedError
+
+    def refuses_writes(self, connection: Any, error: Exception) -> bool:
+        if self._is_read_only(connection) or _READ_ONLY_BY_DEFAULT in self._options():
+            return False
+        # The server tells of each change, since PostgreSQL 14. Before, a transaction that was made read only by a
+        # statement looks the same.
+        told = [self._parameter(connection, name) for name in ("in_hot_standby", _READ_ONLY_BY_DEFAULT)]
+        return None in told or "on" in told
+
+    def _parameter(self, connection: Any, name: str) -> str | None:
+        """Return a setting that the server reports by itself; None: this one does not."""
+        value: str | None = connection.info.parameter_status(name)
+        return value
 
     def _end(self, connection: Any, how: Literal["commit", "rollback"]) -> None:
         if how == "commit" and self._is_aborted(connection):
@@ -294,6 +311,9 @@ class Psycopg2(PostgreSQLDriver):
     def _set_read_only(self, connection: Any, read_only: bool | None) -> None:
         connection.readonly = read_only
 
+    def _is_read_only(self, connection: Any) -> bool:
+        return bool(connection.readonly)
+
 
 class Psycopg(PostgreSQLDriver):
     """Do it on psycopg (version 3)."""
@@ -335,6 +355,9 @@ class Psycopg(PostgreSQLDriver):
 
     def _set_read_only(self, connection: Any, read_only: bool | None) -> None:
         connection.read_only = read_only
+
+    def _is_read_only(self, connection: Any) -> bool:
+        return bool(connection.read_only)
 
 
 class PsycopgAsync(Psycopg):
@@ -385,3 +408,9 @@ class PsycopgAsync(Psycopg):
 
     def _set_read_only(self, connection: Any, read_only: bool | None) -> None:
         connection.set_read_only(read_only)
+
+    def _is_read_only(self, connection: Any) -> bool:
+        return super()._is_read_only(connection.driver_connection)
+
+    def _parameter(self, connection: Any, name: str) -> str | None:
+        return super()._parameter(connection.driver_connection, name)

@@ -15,7 +15,14 @@ from enum import StrEnum
 
 from sqlalchemy import exc
 
-from sqlspec.exceptions import CircuitOpenError, ConfigError, ConnectionLost, ConnectionTimeout, PoolTimeout
+from sqlspec.exceptions import (
+    CircuitOpenError,
+    ConfigError,
+    ConnectionLost,
+    ConnectionTimeout,
+    FallbackError,
+    PoolTimeout,
+)
 
 __all__ = ["ErrorKind", "classify", "is_ambiguous", "is_safe_to_repeat", "is_unavailable"]
 
@@ -37,7 +44,7 @@ class ErrorKind(StrEnum):
     CANCELLED = "cancelled"
     #: a deadlock, or transactions that cannot be put in an order: the whole transaction may be run again
     CONFLICT = "conflict"
-    #: a write on a server that takes none, as after a failover
+    #: a write in a transaction that is read only, or on a server that takes none, as after a failover
     READ_ONLY = "read-only"
     #: the server has no connections, no memory or no disk left
     CAPACITY = "capacity"
@@ -104,7 +111,7 @@ _MYSQL = {
     ErrorKind.TIMEOUT: {1205, 1969, 3024, 3572},
     ErrorKind.CANCELLED: {1317},
     ErrorKind.CONFLICT: {1020, 1213, 1614},
-    ErrorKind.READ_ONLY: {1290, 1836, 3100},
+    ErrorKind.READ_ONLY: {1290, 1792, 1836, 3100},
     ErrorKind.CAPACITY: {1021, 1037, 1038, 1040, 1041, 1114, 1135, 1203, 1226, 2008},
     ErrorKind.INTEGRITY: {1022, 1048, 1062, 1169, 1216, 1217, 1364, 1451, 1452, 1557, 1586, 1761, 1762, 3819, 4025},
 }
@@ -172,6 +179,8 @@ def classify(error: BaseException) -> ErrorKind:
         return ErrorKind.EXHAUSTED
     if isinstance(error, CircuitOpenError):
         return ErrorKind.CONNECT
+    if isinstance(error, FallbackError) and error.primary is not None:
+        return classify(error.primary)
     if isinstance(error, ConfigError):
         return ErrorKind.CONFIGURATION
     if isinstance(error, ConnectionLost):
@@ -179,7 +188,9 @@ def classify(error: BaseException) -> ErrorKind:
     if isinstance(error, exc.DBAPIError):
         origin = error.orig
         kind = ErrorKind.OTHER if origin is None else _kind_of(origin)
-        return ErrorKind.DISCONNECT if error.connection_invalidated and kind is not ErrorKind.RESTART else kind
+        # the reason why it is of no use any more says more
+        says_why = kind in {ErrorKind.RESTART, ErrorKind.READ_ONLY}
+        return ErrorKind.DISCONNECT if error.connection_invalidated and not says_why else kind
     return _kind_of(error)
 
 
@@ -203,7 +214,12 @@ def is_ambiguous(error: BaseException) -> bool:
 
 def is_safe_to_repeat(error: BaseException) -> bool:
     """Tell whether the transaction that an error ended may be run again: nothing of it stays, and the reason passes."""
-    return classify(error) in _PASSES and not is_ambiguous(error)
+    return (classify(error) in _PASSES or _is_undone(error)) and not is_ambiguous(error)
+
+
+def _is_undone(error: BaseException) -> bool:
+    """Tell whether a server that takes no writes any more has refused one, and its transaction went with that."""
+    return any(getattr(known, "is_undone", False) for known in (error, getattr(error, "orig", None)))
 
 
 def _kind_of(error: BaseException) -> ErrorKind:

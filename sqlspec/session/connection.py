@@ -13,10 +13,11 @@ from typing import Any, Literal, NoReturn, Self, cast
 from sqlalchemy.engine import Dialect
 from sqlalchemy.pool import PoolProxiedConnection
 
-from sqlspec.adapters import Driver
+from sqlspec.adapters import Driver, TransactionOptions
 from sqlspec.engine import borrow, discard
-from sqlspec.exceptions import SQLSpecWarning
-from sqlspec.pool import count_error, forks, slot_of
+from sqlspec.exceptions import ConnectionTimeout, SQLSpecWarning
+from sqlspec.pool import count_error, forks, slot_of, within
+from sqlspec.resilience import ErrorKind, classify
 from sqlspec.session.placeholders import PlaceholderError, Statement, bind, bind_rows, rows_of
 from sqlspec.session.recovery import recover
 from sqlspec.session.turns import OneAtATime
@@ -27,6 +28,7 @@ LOST_WORK = "this block ended without commit(): its uncommitted work was rolled 
 _OPENED = "sqlspec_opened"
 _QUERIES = "sqlspec_queries"
 _ERRORS = "sqlspec_errors"
+_READ_ONLY = TransactionOptions(read_only=True)
 # methods of cursors that run nothing
 _HARMLESS = frozenset({"setinputsizes", "setoutputsize", "nextset", "scroll", "mogrify", "fetchval", "fileno"})
 
@@ -44,6 +46,7 @@ class Connection(OneAtATime):
         self._dialect = dialect
         self._connection: Any = proxy.dbapi_connection
         self._slot = slot_of(proxy)
+        self._autocommit = driver.autocommit
         self._process_id = forks.process_id
         self._cursors: weakref.WeakSet[Cursor] = weakref.WeakSet()
         self._closed = self._invalidated = False
@@ -51,6 +54,32 @@ class Connection(OneAtATime):
         # _touched: the driver's connection was used directly, and nobody knows
         self._open = self._works = self._begun = self._touched = False
         proxy.info.setdefault(_OPENED, time.monotonic())
+
+    def _become_read_only(self, seconds: float) -> None:
+        """Have the server refuse writes until the checkin, and take no longer for it.
+
+        Under autocommit as well: what is read is in a transaction then, since not every driver knows anything else
+        that is read only.
+        """
+        self._autocommit = False
+        deadline = time.monotonic() + seconds
+        try:
+            within(self._connection, seconds, self._refuse_writes)
+            if time.monotonic() >= deadline:
+                # it was cut in the last moment
+                raise ConnectionTimeout(f"making it read only took longer than {seconds:.3g} s", "ping")
+        except BaseException:
+            self._closed = True
+            discard(self._proxy)
+            raise
+
+    def _refuse_writes(self) -> None:
+        driver, connection = self._driver, self._connection
+        borrow(self._proxy, driver, False, _READ_ONLY)
+        # of the driver or of the session, until borrow() changes it back
+        driver.begin(connection, _READ_ONLY)
+        if driver.sends_begin:
+            driver.end(connection, "rollback")
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "in transaction" if self._open else "idle"
@@ -106,7 +135,7 @@ class Connection(OneAtATime):
         self._live()
         if self._open or self._begun:
             raise self._refusal("begin() inside an open transaction: commit() or rollback() first")
-        if self._driver.autocommit:
+        if self._autocommit:
             self._touch()
             self._driver.set_autocommit(self._connection, False)
         self._begun = True
@@ -149,7 +178,7 @@ class Connection(OneAtATime):
                 self._live()
             return
         # under autocommit the pool takes it that there is nothing to reset
-        self._check_in(roll_back=self._driver.autocommit)
+        self._check_in(roll_back=self._autocommit)
 
     def _check_in(self, *, roll_back: bool) -> None:
         proxy, connection = self._proxy, self._connection
@@ -239,13 +268,13 @@ class Connection(OneAtATime):
             raise self._errors.InterfaceError("the connection is lost: close it and get another one")
         if not self._touched:
             self._touched = True
-            borrow(self._proxy, self._driver, self._driver.autocommit)
+            borrow(self._proxy, self._driver, self._autocommit)
 
     def _before(self, statement: Statement) -> None:
         self._live()
         self._slot.statement = statement.text
         self._count(_QUERIES)
-        if self._driver.autocommit and not self._begun:
+        if self._autocommit and not self._begun:
             return
         if not self._open and statement.opens:
             self._start()
@@ -275,7 +304,11 @@ class Connection(OneAtATime):
         if self._driver.is_async:
             self._driver.note(error, self._dialect, self._connection)
         if self._proxy.is_valid and self._is_disconnect(error, cursor):
-            self._proxy.invalidate(error)
+            if classify(error) is ErrorKind.READ_ONLY:
+                # the others lead to the same server
+                cast("Any", self._proxy)._pool._invalidate(self._proxy, error)
+            else:
+                self._proxy.invalidate(error)
 
     def _cancelled(self, error: asyncio.CancelledError, cursor: Any = None) -> None:
         if self._proxy.is_valid:
@@ -289,10 +322,10 @@ class Connection(OneAtATime):
         if getattr(cursor, "closed", False) and not getattr(self._connection, "closed", True):
             # a closed cursor, on a connection that is not
             return False
-        return bool(self._dialect.is_disconnect(cast("Any", error), self._connection, cursor))
+        return bool(self._dialect.is_disconnect(cast("Any", error), cast("Any", self._proxy), cursor))
 
     def _ended(self) -> None:
-        if self._begun and self._driver.autocommit:
+        if self._begun and self._autocommit:
             self._driver.set_autocommit(self._connection, True)
         self._open = self._works = self._begun = False
 

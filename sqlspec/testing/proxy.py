@@ -114,6 +114,11 @@ class FaultProxy:
         """End each connection that comes from now on after so many bytes in both directions, which this tells."""
         self._budget = budget
 
+    def redirect(self, target: int) -> None:
+        """Lead the connections that come from now on to another port, as an address does that moves in a failover."""
+        self._target = (self._target[0], target)
+        self._fire("redirect")
+
     def swallow_answer(self, text: str = "COMMIT") -> None:
         """Let the next message with this text through, and end its connection in the place of the answer."""
         # not SET AUTOCOMMIT
