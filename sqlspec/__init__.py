@@ -7,6 +7,7 @@ from sqlspec.exceptions import (
     ConfigError,
     ConnectionLost,
     ConnectionTimeout,
+    FallbackError,
     LoadError,
     PoolClosed,
     PoolTimeout,
@@ -14,7 +15,7 @@ from sqlspec.exceptions import (
     SQLSpecWarning,
 )
 from sqlspec.health import DatabaseHealth, HealthReport, check_health, health_check
-from sqlspec.operations import WarmUp, awarm_pool, warm_pool
+from sqlspec.operations import WarmUp, awarm_pool, awith_connection_fallback, warm_pool, with_connection_fallback
 from sqlspec.pool import AdaptivePool, ConnectionFacts, Holder, PoolMetrics, PoolStats, RecyclingStrategy
 from sqlspec.registry import SQLSpec
 from sqlspec.resilience import CircuitBreaker, ErrorKind, awith_retry, classify, with_retry
@@ -52,6 +53,7 @@ __all__ = [
     "DatabaseHealth",
     "EnvironmentConfig",
     "ErrorKind",
+    "FallbackError",
     "HealthReport",
     "Holder",
     "InstrumentationConfig",
@@ -71,6 +73,7 @@ __all__ = [
     "Session",
     "WarmUp",
     "awarm_pool",
+    "awith_connection_fallback",
     "awith_retry",
     "build_secure_url",
     "check_health",
@@ -78,5 +81,6 @@ __all__ = [
     "copy_rows",
     "health_check",
     "warm_pool",
+    "with_connection_fallback",
     "with_retry",
 ]

@@ -82,6 +82,17 @@ class EngineSource:
             return successor.get_connection(left_of(timeout, begin))
         return Connection(proxy, self.driver, self.engine.dialect)
 
+    def get_read_only_connection(self, timeout: float) -> Connection:
+        """Check a DB-API connection out whose writes the server refuses, until it comes back.
+
+        Raises:
+            ConnectionTimeout: none became available in time.
+        """
+        begin = time.monotonic()
+        connection = self.get_connection(timeout)
+        connection._become_read_only(left_of(timeout, begin) or timeout)
+        return connection
+
     def check_out(self, timeout: float | None) -> PoolProxiedConnection:
         """Check a connection out for a session: errors of the driver become SQLAlchemy's.
 

@@ -86,6 +86,10 @@ class FairQueuePool(UpkeepPool):
         """Have all pools of this process keep their durations, which telemetry wants one by one."""
         Tally.keeps_durations = True
 
+    def count_fallback(self) -> None:
+        """Count a checkout that another pool serves, since this one could not."""
+        self._pool.tally.note("fallbacks")
+
     def get_holders(self) -> list[Holder]:
         """Return who has connections checked out, the longest first."""
         # SQLite takes names in its quotes for literals where there is no such column

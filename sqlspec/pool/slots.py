@@ -227,6 +227,7 @@ class Slots:
             timeouts=counts.get("timeouts", 0),
             refused=counts.get("refused", 0) + counts.get("refused_connects", 0),
             dropped=counts.get("dropped", 0),
+            fallbacks=counts.get("fallbacks", 0),
             grown=counts.get("grown", 0),
             shrunk=counts.get("shrunk", 0),
             wait=timings["wait"],

@@ -98,6 +98,7 @@ class PoolStats:
         refused: checkouts that ended at once: ``max_waiters``, a nested checkout, or a connection that was needed while
             a circuit breaker was open.
         dropped: connections that came back through the garbage collector.
+        fallbacks: checkouts that `with_connection_fallback` had served by the replica.
         grown, shrunk: how often a pool that adapts itself has changed its size.
         wait: how long checkouts waited that had to.
         hold: how long connections were checked out.
@@ -120,6 +121,7 @@ class PoolStats:
     timeouts: int = 0
     refused: int = 0
     dropped: int = 0
+    fallbacks: int = 0
     grown: int = 0
     shrunk: int = 0
     wait: Timing = field(default_factory=Timing)
@@ -177,6 +179,7 @@ _SUMMED = (
     "timeouts",
     "refused",
     "dropped",
+    "fallbacks",
     "grown",
     "shrunk",
 )
