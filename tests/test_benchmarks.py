@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -86,3 +87,11 @@ def test_a_server_that_is_away_is_left_alone_where_the_stock_pool_keeps_asking()
     assert ours.returncode == 0, ours.stdout + ours.stderr
     stock = subprocess.run([*command, "--pool", "stock"], capture_output=True, text=True, check=False)
     assert stock.returncode == 1, stock.stdout + stock.stderr
+
+
+def test_the_benchmark_of_health_hears_the_right_words() -> None:
+    command = [sys.executable, str(FOLDER / "health.py"), "--rounds", "1", "--only", "postgresql"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # how long it takes is for `tox -e benchmarks`
+    words = re.findall(r" (up|degraded|down|\S+/\S+) +(?:at most|median) ", done.stdout)
+    assert words == ["up", "degraded", "up", "up", "down", "down", "down", "up"] * 2, done.stdout + done.stderr

@@ -11,6 +11,7 @@ from sqlalchemy import exc
 from sqlspec import SQLSpec
 from sqlspec.testing import FaultProxy
 from tests.conftest import Database
+from tests.servers import free_port
 
 pytestmark = pytest.mark.parametrize("database", ["postgresql", "psycopg", "mariadb"], indirect=True)
 
@@ -96,3 +97,12 @@ def test_a_commit_whose_answer_is_swallowed_has_taken_place(far: SQLSpec, proxy:
         session.execute("INSERT INTO users (name) VALUES ('x')")
     assert proxy.fired == {"swallow_answer": 1}
     assert ask(far, "SELECT name FROM users") == [("x",)]
+
+
+def test_what_comes_later_is_led_elsewhere(far: SQLSpec, proxy: FaultProxy) -> None:
+    proxy.redirect(free_port())
+    ask(far)
+    proxy.cut()
+    with pytest.raises(exc.DBAPIError):
+        ask(far)
+    assert proxy.fired["redirect"] == 1

@@ -255,6 +255,7 @@ def test_a_health_check_goes_through_every_name(sqlspec: SQLSpec, database: Data
         PostgreSQLConfig(url="postgresql://127.0.0.1:9/nowhere", connect_timeout=1.0), name="missing"
     )
 
+    # the document's own, which waits for each in turn, and calls a pool in use as a whole dead
     async def health_check(sqlspec: SQLSpec) -> dict[str, bool]:
         results = {}
         for name in sqlspec.list_configs():
@@ -269,6 +270,8 @@ def test_a_health_check_goes_through_every_name(sqlspec: SQLSpec, database: Data
         return results
 
     assert asyncio.run(health_check(sqlspec)) == {"primary": True, "missing": False}
+    assert asyncio.run(library.health_check(sqlspec)) == {"primary": True, "missing": False}
+    assert library.check_health(sqlspec) == {"primary": True, "missing": False}
 
 
 def test_a_pool_changes_its_size_by_its_usage(database: Database) -> None:
@@ -480,6 +483,23 @@ def test_a_health_page_reads_the_statistics(sqlspec: SQLSpec) -> None:
         assert db_health() == {"status": "healthy", "connections": {"active": 1, "idle": 1, "total": 2}}
 
 
+def test_a_health_page_decides_by_the_verdict(sqlspec: SQLSpec) -> None:
+    def db_health() -> tuple[dict[str, Any], int]:
+        stats = get_pool_stats(sqlspec, "primary")
+        report = library.check_health(sqlspec, ["primary"], timeout=20.0)
+        health = {
+            "status": report.details["primary"].state,
+            "connections": {"active": stats.checked_out, "idle": stats.checked_in, "total": stats.total},
+        }
+        return health, 200 if report["primary"] else 503
+
+    held = [sqlspec.create_connection("primary") for _ in range(3)]
+    assert db_health() == ({"status": "degraded", "connections": {"active": 3, "idle": 0, "total": 3}}, 200)
+    for connection in held:
+        connection.close()
+    assert db_health()[0]["status"] == "up"
+
+
 def test_another_database_serves_when_the_pool_is_exhausted(sqlspec: SQLSpec, tmp_path: Any) -> None:
     sqlspec.register_config(SQLiteConfig(database=str(tmp_path / "replica.db")), name="replica")
     held = [sqlspec.create_connection("primary") for _ in range(3)]
@@ -489,5 +509,8 @@ def test_another_database_serves_when_the_pool_is_exhausted(sqlspec: SQLSpec, tm
     except PoolTimeout:
         with sqlspec.get_connection("replica") as conn:
             assert conn.cursor().execute("SELECT 1").fetchone() == (1,)
+    with library.with_connection_fallback(sqlspec) as conn:
+        assert conn.cursor().execute("SELECT 1").fetchone() == (1,)
+    assert sqlspec.get_pool_stats("primary").fallbacks == 1
     for connection in held:
         connection.close()

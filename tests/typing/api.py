@@ -22,7 +22,10 @@ from sqlspec import (
     Connection,
     ConnectionTimeout,
     Cursor,
+    DatabaseHealth,
     EnvironmentConfig,
+    FallbackError,
+    HealthReport,
     Holder,
     LoadError,
     PendingResult,
@@ -34,8 +37,12 @@ from sqlspec import (
     Savepoint,
     Session,
     SQLSpec,
+    awith_connection_fallback,
     build_secure_url,
+    check_health,
     copy_rows,
+    health_check,
+    with_connection_fallback,
 )
 from sqlspec.adapters import MySQLConfig, PostgreSQLConfig, SQLiteConfig, SQLiteConnectionConfig
 from sqlspec.config import NoPoolSyncConfig, SyncDatabaseConfig
@@ -130,6 +137,26 @@ def connections(spec: SQLSpec) -> None:
         assert_type(connection.age, float)
         assert_type(connection.query_count, int)
     assert_type(spec.create_connection("primary"), Connection)
+
+
+async def health(spec: SQLSpec) -> None:
+    assert_type(check_health(spec, ["primary"], timeout=1.0, max_age=5.0), HealthReport)
+    report = await health_check(spec)
+    assert_type(report, HealthReport)
+    bools: dict[str, bool] = report
+    assert_type(bools["primary"], bool)
+    assert_type(report.details["primary"], DatabaseHealth)
+    assert_type(report.details["primary"].latency_seconds, float)
+    check_health(spec, ["primary"], 1.0)  # type: ignore[call-arg]  # times are named
+
+
+async def fallbacks(spec: SQLSpec, error: FallbackError) -> None:
+    with with_connection_fallback(spec, "primary", "replica", 2.0) as connection:
+        assert_type(connection, Connection)
+    async with awith_connection_fallback(spec, primary="primary", replica="replica", timeout=2.0) as other:
+        assert_type(other, AsyncConnection)
+    assert_type(error.replica, BaseException | None)
+    assert_type(spec.get_pool_stats().fallbacks, int)
 
 
 def pools(pool: FairQueuePool) -> None:
