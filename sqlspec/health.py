@@ -116,12 +116,15 @@ class _Check:
     def __init__(self, manager: PooledConnectionManager, timeout: float) -> None:
         self._manager = manager
         self._timeout = timeout
-        self._begin = time.monotonic()
-        self._deadline = self._begin + timeout
+        self._restart()
         self._verdict: Future[DatabaseHealth] = Future()
         # who gives up must not cancel it for the others
         self._verdict.set_running_or_notify_cancel()
         self._is_over = False
+
+    def _restart(self) -> None:
+        self._begin = time.monotonic()
+        self._deadline = self._begin + self._timeout
 
     @property
     def is_late(self) -> bool:
@@ -140,6 +143,8 @@ class _Check:
         if source is None:
             self.start_aside()
             return
+        # the driver may have been imported just now, which is not the server's time
+        self._restart()
         # of its own context: it serves others as well
         task = asyncio.get_running_loop().create_task(self._run_in_loop(source), context=Context())
         _tasks.add(task)
@@ -294,9 +299,9 @@ def _ask_all(
         raise ConfigError(f"max_age={max_age!r}: give seconds, or 0 to ask anew", "max_age")
     if isinstance(names, str):
         raise ConfigError(f"names={names!r}: give a list of names", "names")
-    deadline = time.monotonic() + timeout
     wanted = spec.list_configs() if names is None else list(names)
-    return {name: _ask(spec, name, timeout, max_age, start) for name in wanted}, deadline
+    asked = {name: _ask(spec, name, timeout, max_age, start) for name in wanted}
+    return asked, time.monotonic() + timeout
 
 
 def _ask(
