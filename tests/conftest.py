@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -13,7 +14,8 @@ from sqlspec import SQLSpec
 from sqlspec.adapters import MySQLConfig, PostgreSQLConfig, SQLiteConfig
 from sqlspec.config import SyncDatabaseConfig
 from sqlspec.testing import ScriptedDriver
-from tests.servers import PASSWORD, MariaDBServer, PostgreSQLServer, Server, ServerMissing
+from tests.faults import assert_nothing_is_lost, no_thread_left
+from tests.servers import PASSWORD, MariaDBServer, PostgreSQLServer, Server, ServerMissing, wait_until
 from tests.tasks import Loop, RegistryInTasks
 
 
@@ -28,6 +30,15 @@ class Database:
 
     def config(self, **options: Any) -> SyncDatabaseConfig:
         return self.make(**options)
+
+    def as_code(self) -> str:
+        """Return its config as Python code, for other processes."""
+        config: Any = self.config()
+        if self.name == "sqlite":
+            return f"SQLiteConfig(database={config.database!r})"
+        values = {name: getattr(config, name) for name in ("host", "port", "username", "database", "url")}
+        values["password"] = config.reveal_password()
+        return f"{type(config).__name__}(**{values!r})"
 
 
 def _served(kind: type[Server]) -> Iterator[Server]:
@@ -91,20 +102,35 @@ def driver() -> Iterator[ScriptedDriver]:
     assert driver.double_closes == 0
 
 
+@pytest.fixture(autouse=True)
+def after_a_fault(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Tell whether this test is of a fault; if so, no thread of it may be left."""
+    is_of_a_fault = request.node.get_closest_marker("fault") is not None
+    with no_thread_left() if is_of_a_fault else contextlib.nullcontext():
+        yield is_of_a_fault
+
+
 @pytest.fixture
-def spec(database: Database) -> Iterator[SQLSpec]:
+def spec(database: Database, after_a_fault: bool) -> Iterator[SQLSpec]:
     """A registry with the database as "primary", and an empty table of users."""
+    # after a fault, all that a pool may have are asked for
+    size = {"pool_size": 3, "max_overflow": 2} if after_a_fault else {}
     with SQLSpec() as registry:
-        registry.register_config(database.config(), name="primary")
+        registry.register_config(database.config(**size), name="primary")
         with registry.get_session("primary") as session:
             session.execute("DROP TABLE IF EXISTS users")
             session.execute(f"CREATE TABLE users (id {database.key}, name VARCHAR(100) UNIQUE)")
         yield registry
         assert registry.get_pool_stats("primary").checked_out == 0
+        if after_a_fault:
+            assert_nothing_is_lost(registry, database.server)
+    if after_a_fault and database.server is not None:
+        # nor has the server a connection that no pool knows of
+        wait_until(lambda: not database.server.connections())
 
 
 @pytest.fixture(params=["threads", "tasks"])
-def any_spec(spec: SQLSpec, request: pytest.FixtureRequest) -> Iterator[Any]:
+def any_spec(spec: SQLSpec, database: Database, after_a_fault: bool, request: pytest.FixtureRequest) -> Iterator[Any]:
     """The registry, or one whose sessions and connections are the asynchronous ones."""
     if request.param == "threads":
         yield spec
@@ -115,8 +141,11 @@ def any_spec(spec: SQLSpec, request: pytest.FixtureRequest) -> Iterator[Any]:
     registry.register_config(spec.get_config("primary"), name="primary")
     loop = Loop()
     try:
-        yield RegistryInTasks(loop, registry)
+        in_tasks = RegistryInTasks(loop, registry)
+        yield in_tasks
         assert registry.get_pool_stats("primary").checked_out == 0
+        if after_a_fault:
+            assert_nothing_is_lost(in_tasks, database.server)
     finally:
         loop.end()
         registry.close()

@@ -206,6 +206,7 @@ def test_a_statement_that_computes_too_long_is_stopped(database: Database) -> No
             assert session.execute("SELECT 1").scalar() == 1
 
 
+@pytest.mark.fault(57)
 @on_sqlite
 def test_the_deadline_of_a_checkout_bounds_the_wait_for_a_lock(database: Database) -> None:
     with SQLSpec() as spec:
@@ -292,6 +293,7 @@ def test_an_option_of_the_url_that_the_driver_does_not_take_is_told(database: Da
             session.execute("SELECT 1")
 
 
+@pytest.mark.fault(10)
 @pytest.mark.parametrize("database", ["postgresql", "psycopg", "mariadb"], indirect=True)
 def test_connect_timeout_ends_the_wait_for_a_silent_server(database: Database) -> None:
     with socket.socket() as silent, SQLSpec() as spec:

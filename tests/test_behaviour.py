@@ -27,6 +27,7 @@ def test_a_session_commits_at_the_end(any_spec: Any) -> None:
     assert names(any_spec) == ["Bob", "Eve"]
 
 
+@pytest.mark.fault(35)
 def test_a_session_rolls_back_and_lets_the_same_exception_through(any_spec: Any) -> None:
     error = RuntimeError("mine")
     with pytest.raises(RuntimeError) as caught, any_spec.get_session("primary") as session:
@@ -250,6 +251,7 @@ def test_a_replaced_config_lets_its_connections_finish_and_closes_them(any_spec:
     assert any_spec.get_pool_stats("primary").size == 3
 
 
+@pytest.mark.fault(50)
 def test_close_waits_for_what_is_checked_out(any_spec: Any, database: Database) -> None:
     registry = SQLSpec()
     registry.register_config(database.config())
@@ -287,6 +289,7 @@ def test_a_pool_used_by_many_threads_loses_nothing(any_spec: Any) -> None:
     assert stats.total == stats.checked_in
 
 
+@pytest.mark.fault(37)
 def test_closing_twice_checks_in_once(any_spec: Any, database: Database) -> None:
     driver = any_spec.get_engine("primary").dialect.loaded_dbapi
     with any_spec.get_connection("primary") as connection:

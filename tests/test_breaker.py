@@ -80,6 +80,7 @@ def test_it_opens_after_failures_in_a_row_and_refuses_at_once(clock: Clock) -> N
     assert isinstance(caught.value.__cause__, Down)
 
 
+@pytest.mark.fault(73)
 def test_a_success_sets_the_count_back() -> None:
     breaker = breaker_of()
     failed(breaker, 4)
@@ -89,6 +90,7 @@ def test_a_success_sets_the_count_back() -> None:
     assert (breaker.state, breaker.failure_count) == ("closed", 1)
 
 
+@pytest.mark.fault(72)
 def test_what_is_no_failure_of_the_database_does_not_count() -> None:
     breaker = CircuitBreaker()
     for _ in range(20):
@@ -118,6 +120,7 @@ def test_a_probe_that_fails_opens_it_for_as_long_again(clock: Clock) -> None:
     assert breaker.state == "closed"
 
 
+@pytest.mark.fault(74)
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), asyncio.CancelledError(), ValueError()])
 def test_a_probe_that_says_nothing_frees_its_place(clock: Clock, error: BaseException) -> None:
     breaker = opened()
@@ -128,6 +131,7 @@ def test_a_probe_that_says_nothing_frees_its_place(clock: Clock, error: BaseExce
     assert breaker.state == "closed"
 
 
+@pytest.mark.fault(71, 74)
 def test_a_probe_that_hangs_is_given_up_and_its_late_result_ignored(clock: Clock) -> None:
     breaker = opened(probe_timeout=5)
     clock.now += 60
@@ -156,6 +160,7 @@ def test_a_probe_that_hangs_is_given_up_and_its_late_result_ignored(clock: Clock
     assert (breaker.state, breaker.failure_count) == ("closed", 0)
 
 
+@pytest.mark.fault(71)
 @pytest.mark.parametrize("is_failure", [True, False])
 def test_a_call_that_began_in_an_earlier_state_says_nothing(clock: Clock, is_failure: bool) -> None:
     breaker, begun, end = breaker_of(), threading.Event(), threading.Event()
@@ -190,6 +195,7 @@ def test_calls_through_a_closed_breaker_overlap() -> None:
     assert not together.broken
 
 
+@pytest.mark.fault(70)
 def test_of_many_threads_at_once_exactly_one_is_the_probe(clock: Clock) -> None:
     for _ in range(5):
         breaker = opened()
@@ -220,6 +226,7 @@ def stampede(breaker: CircuitBreaker, callers: int) -> tuple[int, int]:
     return len(through), len(refused)
 
 
+@pytest.mark.fault(74)
 def test_tasks_are_guarded_as_threads_are(clock: Clock) -> None:
     breaker = breaker_of()
 
@@ -266,6 +273,7 @@ def test_failures_from_elsewhere_count_as_well(clock: Clock) -> None:
     breaker.call(int)
 
 
+@pytest.mark.fault(53)
 def test_listeners_hear_of_each_change_and_disturb_nobody(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     breaker, heard = breaker_of(failure_threshold=1), list[tuple[str, str]]()
 

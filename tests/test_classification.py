@@ -56,18 +56,21 @@ def other(any_spec: Any, database: Database) -> Callable[..., Any]:
 # -- connecting
 
 
+@pytest.mark.fault(25)
 @on_servers
 def test_a_port_where_nobody_listens_and_an_unknown_host(other: Any) -> None:
     assert met(lambda: other(port=free_port())) is ErrorKind.CONNECT
     assert met(lambda: other(host="nowhere.invalid")) is ErrorKind.CONNECT
 
 
+@pytest.mark.fault(10)
 @on_servers
 def test_a_server_that_does_not_answer(other: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         assert met(lambda: other(port=deaf.getsockname()[1], connect_timeout=0.3)) is ErrorKind.CONNECT
 
 
+@pytest.mark.fault(21)
 @on_servers
 def test_what_no_repetition_would_mend(other: Any) -> None:
     assert met(lambda: other(password="wrong")) is ErrorKind.CONFIGURATION
@@ -134,6 +137,7 @@ def test_a_connection_that_is_ended_under_a_transaction(any_spec: Any, database:
     assert met(lose) in {ErrorKind.DISCONNECT, ErrorKind.RESTART}
 
 
+@pytest.mark.fault(6)
 @on_servers
 def test_a_connection_that_is_ended_under_a_statement(any_spec: Any, database: Database) -> None:
     assert met(lambda: _end_while_it_sleeps(any_spec, database)) in {ErrorKind.DISCONNECT, ErrorKind.RESTART}
@@ -152,6 +156,7 @@ def _end_while_it_sleeps(spec: Any, database: Database) -> None:
             timer.join()
 
 
+@pytest.mark.fault(1)
 @on_servers
 def test_a_server_that_was_killed(any_spec: Any, database: Database) -> None:
     def lose() -> None:
@@ -178,6 +183,7 @@ def _error_of(work: Callable[[], object]) -> BaseException:
 # -- statements that end
 
 
+@pytest.mark.fault(29)
 @on_servers
 def test_a_statement_that_takes_too_long(other: Any, database: Database) -> None:
     sleep = (
@@ -232,6 +238,7 @@ def _run(spec: SQLSpec, statement: str) -> None:
         session.execute(statement)
 
 
+@pytest.mark.fault(76)
 @on_servers
 def test_a_deadlock(any_spec: Any, database: Database) -> None:
     with any_spec.get_session("primary") as session:
@@ -303,6 +310,7 @@ def test_an_error_of_the_driver_means_what_sqlalchemys_does(any_spec: Any) -> No
     assert met(refuse) is ErrorKind.PROGRAMMING
 
 
+@pytest.mark.fault(78)
 @pytest.mark.parametrize("database", ["sqlite", *SERVERS], indirect=True)
 def test_a_pool_in_which_everything_is_in_use_is_no_database_that_is_down(any_spec: Any, database: Database) -> None:
     any_spec.register_config(database.config(pool_size=1, max_overflow=0, pool_timeout=0.1), "small")
@@ -316,6 +324,7 @@ def test_a_pool_in_which_everything_is_in_use_is_no_database_that_is_down(any_sp
 # -- SQLite
 
 
+@pytest.mark.fault(57, 58)
 def test_sqlites_locks_and_snapshots(tmp_path: Path) -> None:
     path = str(tmp_path / "app.db")
     with SQLSpec() as spec:
@@ -338,6 +347,7 @@ def _default(spec: SQLSpec, statement: str) -> None:
         session.execute(statement)
 
 
+@pytest.mark.fault(59)
 def test_sqlites_files(tmp_path: Path) -> None:
     (tmp_path / "text.db").write_text("no database at all, and long enough to be looked at as one" * 20)
     with SQLSpec() as spec:

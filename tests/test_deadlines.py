@@ -92,6 +92,7 @@ def commit_of_a_connection(spec: Any, swallow: Callable[[], None]) -> None:
 WAYS = [execute, execute_watched, commit, commit_of_sqlalchemy, execute_on_a_cursor, commit_of_a_connection]
 
 
+@pytest.mark.fault(13)
 @on_servers
 @pytest.mark.parametrize("way", WAYS)
 def test_a_call_that_is_swallowed_ends_and_says_so(
@@ -113,6 +114,7 @@ def test_a_call_that_is_swallowed_ends_and_says_so(
     assert (stats.checked_out, stats.disconnects) == (0, 1)
 
 
+@pytest.mark.fault(13)
 @on_servers
 def test_a_rollback_that_is_swallowed_hides_no_error_and_ends(limited: Any, hole: FaultProxy) -> None:
     with pytest.raises(ZeroDivisionError) as caught, limited.get_session("limited") as session:
@@ -124,6 +126,7 @@ def test_a_rollback_that_is_swallowed_hides_no_error_and_ends(limited: Any, hole
         assert session.execute("SELECT 3").scalar_one() == 3
 
 
+@pytest.mark.fault(13)
 @on_servers
 def test_a_stream_that_is_swallowed_ends(spec: SQLSpec, database: Database, hole: FaultProxy) -> None:
     spec.register_config(database.config(port=hole.port, command_timeout=0.3), "limited")
@@ -283,6 +286,7 @@ def test_closing_an_idle_connection_waits_for_no_server(limited: Any, hole: Faul
     wait_until(lambda: pool.total() == 0)
 
 
+@pytest.mark.fault(12)
 @on_servers
 def test_an_idle_connection_that_is_swallowed_costs_a_ping_and_a_connect(limited: Any, hole: FaultProxy) -> None:
     with limited.get_session("limited") as session:
@@ -296,6 +300,7 @@ def test_an_idle_connection_that_is_swallowed_costs_a_ping_and_a_connect(limited
     assert limited.get_pool_stats("limited").created == 2
 
 
+@pytest.mark.fault(12, 14)
 @on_servers
 @pytest.mark.parametrize("timeout", [0.3, 1.4])
 def test_one_deadline_goes_over_ping_and_connect(limited: Any, hole: FaultProxy, timeout: float) -> None:
@@ -313,6 +318,7 @@ def test_one_deadline_goes_over_ping_and_connect(limited: Any, hole: FaultProxy,
         assert session.execute("SELECT 2").scalar_one() == 2
 
 
+@pytest.mark.fault(14)
 @on_servers
 def test_connecting_may_take_less_than_a_second(any_spec: Any, database: Database, hole: FaultProxy) -> None:
     hole.swallow(later_ones=True)
@@ -646,6 +652,7 @@ def test_an_idle_process_has_one_thread_of_ours_at_most_and_none_after_close(dat
     wait_until(lambda: not ours())
 
 
+@pytest.mark.fault(81)
 @pytest.mark.parametrize("failure", [None, KeyboardInterrupt], ids=["no threads left", "an interrupt"])
 def test_a_watch_that_could_not_begin_begins_with_the_next_call(
     line: Line, monkeypatch: pytest.MonkeyPatch, failure: type[BaseException] | None

@@ -24,6 +24,7 @@ BLOCKS = [
     for number, block in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL))
 ]
 _MISTAKE = re.compile(r"^### (.*?)\n\n```python\n(.*?)```\n\n```text\n(.*?)\n```", re.DOTALL | re.MULTILINE)
+_FAULT = re.compile(r"^\| (\d+) \| [^|]+ \| [^|]+ \| [^|]+ \| ([^|]+) \|$", re.MULTILINE)
 _ROW = re.compile(r"^\| (\d+) \| [^|]+ \| ([^|]*) \| ([^|]*) \|$", re.MULTILINE)
 
 
@@ -79,6 +80,35 @@ def test_every_block_of_the_source_document_has_its_tests_or_waits_for_a_capabil
 def _functions(path: Path) -> set[str]:
     tree = ast.parse(path.read_text("utf-8"))
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}
+
+
+def test_the_page_of_faults_and_the_marks_of_the_tests_agree() -> None:
+    page = (ROOT / "docs" / "reference" / "faults.md").read_text("utf-8")
+    rows = _FAULT.findall(page)
+    numbers = [int(number) for number, _ in rows]
+    assert len(rows) == len(re.findall(r"^\| \d", page, re.MULTILINE))
+    told = {(int(number), name) for number, tests in rows for name in re.findall(r"`(\w+\.py::\w+)`", tests)}
+    marked = {mark for path in (ROOT / "tests").rglob("*.py") for mark in _fault_marks(path)}
+    assert told == marked
+    assert {number for number, _ in told} == set(numbers)
+    # every fault of the catalogue stands once, in a table or among those that nothing is promised about
+    missing = [int(number) for number in re.findall(r"^- \*\*(\d+)\*\*", page, re.MULTILINE)]
+    assert sorted(numbers + missing) == list(range(1, 82))
+
+
+def _fault_marks(path: Path) -> set[tuple[int, str]]:
+    """Return the numbers of faults in the marks of a file, each with the test that it stands on."""
+    text = path.read_text("utf-8")
+    marks = [
+        (mark, f"{path.name}::{node.name}")
+        for node in ast.parse(text).body
+        if isinstance(node, ast.FunctionDef)
+        for mark in node.decorator_list
+        if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.fault"
+    ]
+    # none stands elsewhere, where it would not be seen
+    assert len(marks) == len(re.findall(r"^ *@pytest\.mark\.fault\b|= pytest\.mark\.fault\b", text, re.MULTILINE))
+    return {(ast.literal_eval(number), name) for mark, name in marks for number in mark.args}
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,7 @@ def test_answers_come_late(far: SQLSpec, proxy: FaultProxy) -> None:
     assert proxy.fired["delay"] >= 1
 
 
+@pytest.mark.fault(20)
 def test_an_answer_that_is_truncated_is_an_error(far: SQLSpec, proxy: FaultProxy) -> None:
     proxy.truncate(3)
     with pytest.raises(exc.DBAPIError):

@@ -82,6 +82,7 @@ def names(spec: SQLSpec) -> list[str]:
         return list(session.execute("SELECT name FROM forked ORDER BY id").scalars())
 
 
+@pytest.mark.fault(41)
 def test_a_child_connects_anew_and_its_parent_keeps_its_connections(spec: SQLSpec, database: Database) -> None:
     parents = backend(spec, database)
 
@@ -170,6 +171,7 @@ def test_a_connection_of_sqlalchemys_over_a_fork_is_its_parents(spec: SQLSpec) -
     assert names(spec) == ["parent"]
 
 
+@pytest.mark.fault(42)
 def test_a_child_takes_no_part_in_what_its_parents_threads_hold(spec: SQLSpec, database: Database) -> None:
     pool: Any = spec.get_engine("primary").pool
     manager: Any = spec._managers["primary"]
@@ -184,6 +186,7 @@ def test_a_child_takes_no_part_in_what_its_parents_threads_hold(spec: SQLSpec, d
     assert child.result()[1:] == (1, ["primary"])
 
 
+@pytest.mark.fault(41)
 def test_workers_of_multiprocessing_share_nothing(spec: SQLSpec, database: Database) -> None:
     parents = backend(spec, database)
     with multiprocessing.get_context("fork").Pool(3) as workers:
@@ -206,16 +209,6 @@ def inherited(request: pytest.FixtureRequest) -> Iterator[None]:
 def _work(_name: str, number: int) -> list[str]:
     with _inherited["spec"].get_session("primary") as session:
         return [str(session.execute("SELECT ?", (number,)).scalar_one())]
-
-
-def written(database: Database) -> str:
-    """Return a config as Python code."""
-    config: Any = database.config()
-    if database.name == "sqlite":
-        return f"SQLiteConfig(database={config.database!r})"
-    values = {name: getattr(config, name) for name in ("host", "port", "username", "database", "url")}
-    values["password"] = config.reveal_password()
-    return f"{type(config).__name__}(**{values!r})"
 
 
 ENDS = """
@@ -243,9 +236,10 @@ print("ended well")
 """
 
 
+@pytest.mark.fault(43)
 def test_the_normal_end_of_a_child_ends_nothing_of_its_parents(spec: SQLSpec, database: Database) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", ENDS.format(config=written(database), who=WHO[database.name])],
+        [sys.executable, "-c", ENDS.format(config=database.as_code(), who=WHO[database.name])],
         capture_output=True,
         text=True,
         check=False,
@@ -274,8 +268,9 @@ def app(environ, start_response):
 """
 
 
+@pytest.mark.fault(41)
 def test_preloaded_workers_of_gunicorn_share_no_connection(spec: SQLSpec, database: Database, tmp_path: Path) -> None:
-    (tmp_path / "preloaded.py").write_text(PRELOADED.format(config=written(database), who=WHO[database.name]))
+    (tmp_path / "preloaded.py").write_text(PRELOADED.format(config=database.as_code(), who=WHO[database.name]))
     place = f"127.0.0.1:{free_port()}"
     command = [sys.executable, "-m", "gunicorn", "--preload", "-w4", "--threads=2", "-b", place, "preloaded:app"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), str(tmp_path)])}

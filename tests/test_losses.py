@@ -58,6 +58,7 @@ def lose(session: Any, database: Database) -> None:
 # -- a lost connection
 
 
+@pytest.mark.fault(5)
 @on_servers
 def test_after_a_loss_the_session_goes_on_with_another_connection(
     spec: SQLSpec, database: Database, watched: bool
@@ -177,6 +178,7 @@ def test_a_refused_connection_reaches_handle_error(database: Database, tmp_path:
 # -- transactions
 
 
+@pytest.mark.fault(57)
 @on_sqlite
 def test_a_begin_that_fails_is_one_error(spec: SQLSpec, database: Database, watched: bool) -> None:
     spec.register_config(database.config(connect_timeout=0.1), name="hasty")
@@ -298,6 +300,7 @@ def test_what_runs_outside_transactions_does_so_with_and_without_listeners(
         assert session.execute("SELECT count(*) FROM sqlite_master WHERE name = 'other'").scalar() == 0
 
 
+@pytest.mark.fault(36)
 @pytest.mark.parametrize("database", ["sqlite", "postgresql", "psycopg"], indirect=True)
 def test_a_commit_that_fails_comes_out(spec: SQLSpec, database: Database, watched: bool) -> None:
     with spec.get_session("primary") as session:
@@ -335,6 +338,7 @@ def test_a_commit_on_a_lost_connection_comes_out(spec: SQLSpec, database: Databa
     assert names(spec) == []
 
 
+@pytest.mark.fault(35)
 @on_servers
 def test_a_rollback_that_fails_is_a_note_on_the_error_that_caused_it(spec: SQLSpec, database: Database) -> None:
     with pytest.raises(RuntimeError, match="the first error") as caught, spec.get_session("primary") as session:

@@ -15,6 +15,7 @@ from sqlspec.pool import BEYOND_QUEUEPOOL, FairQueuePool
 from sqlspec.pool.places import held_here
 from sqlspec.testing import ScriptedDriver
 from tests.callers import Caller, line_up
+from tests.faults import assert_whole
 from tests.servers import wait_until
 
 
@@ -48,6 +49,7 @@ def test_who_gives_back_does_not_overtake_those_who_wait(driver: ScriptedDriver)
     caller.give_back()
 
 
+@pytest.mark.fault(45)
 def test_nobody_starves(driver: ScriptedDriver) -> None:
     pool, served = make(driver, pool_size=3), [0] * 15
     until = time.monotonic() + 1.0
@@ -65,6 +67,7 @@ def test_nobody_starves(driver: ScriptedDriver) -> None:
         thread.join(20)
     assert min(served) > 0
     assert max(served) - min(served) <= 3 + max(served) // 4
+    assert_whole(pool, driver)
 
 
 def test_who_gives_back_before_its_turn_is_over_loses_nothing(driver: ScriptedDriver) -> None:
@@ -170,6 +173,7 @@ def test_a_timeout_of_one_checkout_goes_before_that_of_the_pool(driver: Scripted
     assert pool.stats().timeouts == 1
 
 
+@pytest.mark.fault(46)
 def test_too_many_waiters_are_refused_at_once(driver: ScriptedDriver) -> None:
     pool = make(driver, max_waiters=2)
     held = pool.connect()
@@ -181,6 +185,7 @@ def test_too_many_waiters_are_refused_at_once(driver: ScriptedDriver) -> None:
     for caller in callers:
         caller.answer()
         caller.give_back()
+    assert_whole(pool, driver)
 
 
 def test_no_waiters_at_all_may_be_allowed(driver: ScriptedDriver) -> None:
@@ -190,6 +195,7 @@ def test_no_waiters_at_all_may_be_allowed(driver: ScriptedDriver) -> None:
     pool.connect().close()
 
 
+@pytest.mark.fault(47)
 def test_who_gives_up_swallows_no_connection(driver: ScriptedDriver) -> None:
     pool = make(driver)
     for _ in range(200):
@@ -201,6 +207,7 @@ def test_who_gives_up_swallows_no_connection(driver: ScriptedDriver) -> None:
         caller.give_back()
     pool.connect().close()
     assert (driver.opened, pool.stats().checked_in) == (1, 1)
+    assert_whole(pool, driver)
 
 
 # -- opening aside
@@ -255,6 +262,7 @@ def test_a_connection_that_cannot_be_opened_aside_is_told_to_one_waiter(driver: 
     assert pool.stats().failed_connects == 1
 
 
+@pytest.mark.fault(81)
 def test_without_a_thread_to_open_aside_a_waiter_connects_by_itself(
     driver: ScriptedDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,6 +280,7 @@ def test_without_a_thread_to_open_aside_a_waiter_connects_by_itself(
     held.close()
     assert refused
     assert pool.stats().total == 2
+    assert_whole(pool, driver)
 
 
 def test_who_has_waited_long_connects_by_itself_where_there_is_room(driver: ScriptedDriver) -> None:
@@ -337,6 +346,7 @@ def test_overflow_in_use_lingers_on(driver: ScriptedDriver) -> None:
 # -- the end
 
 
+@pytest.mark.fault(50)
 def test_closing_lets_waiters_go_at_once(driver: ScriptedDriver) -> None:
     pool = make(driver)
     held = pool.connect()
@@ -407,6 +417,7 @@ def test_a_pool_made_anew_has_the_options_and_the_present_size(driver: ScriptedD
     assert {name: pool._arguments()[name] for name in options} == options
 
 
+@pytest.mark.fault(53)
 def test_a_listener_that_fails_at_a_close_keeps_nobody_waiting(driver: ScriptedDriver) -> None:
     import sqlalchemy as sa
 
@@ -424,6 +435,7 @@ def test_a_listener_that_fails_at_a_close_keeps_nobody_waiting(driver: ScriptedD
         pool.resize(1)
     assert dict(pool.stats().closed) == {"resized": 4}
     pool.connect(timeout=5).close()
+    assert_whole(pool, driver)
 
 
 # -- what is lost
@@ -461,6 +473,7 @@ def test_a_place_is_found_again_where_python_swallows_the_interrupt_that_lost_it
     assert pool.stats().closed == {"lost": 1}
 
 
+@pytest.mark.fault(53)
 def test_a_listener_that_fails_at_checkin_loses_no_connection(driver: ScriptedDriver) -> None:
     import sqlalchemy as sa
 

@@ -196,6 +196,7 @@ def test_a_nested_checkout_of_a_task_may_be_refused_and_one_of_its_child_may_not
     run(main())
 
 
+@pytest.mark.fault(33)
 @pytest.mark.filterwarnings("ignore:The garbage collector is trying to clean up")
 def test_a_dropped_connection_gives_its_place_back_and_is_reported(caplog: pytest.LogCaptureFixture) -> None:
     driver = ScriptedDriver()
@@ -226,6 +227,7 @@ def test_a_detached_connection_was_not_dropped() -> None:
     run(main())
 
 
+@pytest.mark.fault(39)
 @pytest.mark.parametrize("options", [{}, BEYOND_QUEUEPOOL])
 def test_tasks_cancelled_at_any_moment_lose_nothing(options: dict[str, Any]) -> None:
     driver = ScriptedDriver()
@@ -260,6 +262,7 @@ def test_tasks_cancelled_at_any_moment_lose_nothing(options: dict[str, Any]) -> 
     assert driver.double_closes == 0
 
 
+@pytest.mark.fault(40)
 def test_a_loop_that_ends_with_waiters_takes_none_with_it(caplog: pytest.LogCaptureFixture) -> None:
     driver = ScriptedDriver()
     pool = make(driver)
@@ -280,6 +283,7 @@ def test_a_loop_that_ends_with_waiters_takes_none_with_it(caplog: pytest.LogCapt
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
+@pytest.mark.fault(40)
 def test_a_waiter_of_a_loop_that_was_closed_gets_nothing() -> None:
     driver = ScriptedDriver()
     pool = make(driver)

@@ -22,26 +22,11 @@ from sqlspec.pool.proxy import lent
 from sqlspec.pool.slot import Slot
 from sqlspec.testing import ScriptedDriver
 from tests.callers import Caller, line_up
+from tests.faults import assert_whole
 from tests.servers import wait_until
 
 
-def assert_whole(pool: Any, driver: ScriptedDriver, interrupts: int = 0) -> None:
-    """Check that nothing is in use, nothing is lost, and everything can be had.
-
-    An interrupt may hit SQLAlchemy or the driver where they alone have a connection: it is garbage then, and a real
-    driver closes it, but not the scripted one.
-    """
-    gc.collect()
-    wait_until(lambda: pool.stats().connecting == 0)
-    stats = pool.stats()
-    assert (stats.checked_out, stats.waiters) == (0, 0)
-    assert stats.created - sum(stats.closed.values()) == stats.total
-    assert 0 <= driver.open_connections - stats.total <= interrupts
-    held = [pool.connect(timeout=5) for _ in range(stats.capacity or 0)]
-    for connection in held:
-        connection.close()
-
-
+@pytest.mark.fault(38)
 @pytest.mark.parametrize("options", [{}, BEYOND_QUEUEPOOL])
 def test_ctrl_c_at_any_moment_loses_nothing(
     driver: ScriptedDriver,
@@ -415,6 +400,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SetClock:
     return clock
 
 
+@pytest.mark.fault(55)
 @pytest.mark.parametrize("step", [3600.0, -3600.0])
 def test_a_wall_clock_that_is_set_changes_nothing(driver: ScriptedDriver, clock: SetClock, step: float) -> None:
     pool = FairQueuePool(driver.connect, pool_size=1, max_overflow=0, recycle=600, **BEYOND_QUEUEPOOL)
@@ -437,6 +423,7 @@ def test_a_wall_clock_that_is_set_changes_nothing(driver: ScriptedDriver, clock:
         pool.connect().close()
         clock.off = step
     assert driver.opened == 2
+    assert_whole(pool, driver)
 
 
 @pytest.mark.parametrize("step", [3600.0, -3600.0])
@@ -465,6 +452,7 @@ def test_recycling_goes_by_age(driver: ScriptedDriver, monkeypatch: pytest.Monke
     assert pool.stats().closed == {"recycled": 1}
 
 
+@pytest.mark.fault(51)
 @pytest.mark.parametrize("how", ["held", "waiting", "opening"])
 def test_the_interpreter_ends_whatever_the_pool_is_at(how: str) -> None:
     program = f"""

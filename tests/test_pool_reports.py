@@ -21,6 +21,7 @@ from sqlspec.pool.places import shape
 from sqlspec.testing import ScriptedDriver
 from tests.callers import Caller, line_up
 from tests.conftest import Database
+from tests.faults import assert_whole
 from tests.servers import wait_until
 
 
@@ -82,6 +83,7 @@ def test_a_caller_that_holds_a_connection_itself_is_told_so(driver: ScriptedDriv
         pool.connect()
 
 
+@pytest.mark.fault(48)
 def test_holders_that_wait_for_a_second_connection_are_found_out(driver: ScriptedDriver) -> None:
     pool = make(driver, pool_size=2)
     both_hold, told = threading.Barrier(2), []
@@ -102,8 +104,10 @@ def test_holders_that_wait_for_a_second_connection_are_found_out(driver: Scripte
     for thread in threads:
         thread.join(20)
     assert told
+    assert_whole(pool, driver)
 
 
+@pytest.mark.fault(34)
 def test_a_holder_that_has_ended_is_called_a_leak(driver: ScriptedDriver) -> None:
     pool, kept = make(driver, pool_size=1), []
     thread = threading.Thread(target=lambda: kept.append(pool.connect()), name="worker-7")
@@ -112,6 +116,8 @@ def test_a_holder_that_has_ended_is_called_a_leak(driver: ScriptedDriver) -> Non
     text = explained(pool)
     assert "by thread worker-7 (ended)" in text
     assert "has ended without closing its connection" in text
+    kept.pop().close()
+    assert_whole(pool, driver)
 
 
 def test_a_database_that_is_down_is_the_cause_of_a_timeout(driver: ScriptedDriver) -> None:
@@ -260,6 +266,7 @@ def test_a_thread_that_serves_one_context_after_the_other_does_not_nest(driver: 
 # -- leaks
 
 
+@pytest.mark.fault(33)
 def test_a_dropped_connection_comes_back_and_is_reported_with_its_place(
     driver: ScriptedDriver, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -273,8 +280,10 @@ def test_a_dropped_connection_comes_back_and_is_reported_with_its_place(
     assert f"by thread MainThread at {__file__}:" in record.getMessage()
     pool.connect().close()
     assert driver.opened == 1
+    assert_whole(pool, driver)
 
 
+@pytest.mark.fault(33)
 def test_a_connection_in_an_unreachable_cycle_serves_who_waits_for_it(driver: ScriptedDriver) -> None:
     engine = driver.engine(pool_size=1, max_overflow=0, pool_timeout=20)
     gc.collect()
@@ -289,8 +298,10 @@ def test_a_connection_in_an_unreachable_cycle_serves_who_waits_for_it(driver: Sc
             assert time.monotonic() - begin < 20
     finally:
         gc.enable()
+    assert_whole(engine.pool, driver)
 
 
+@pytest.mark.fault(32)
 def test_a_leak_is_reported_once_a_checkout(driver: ScriptedDriver, caplog: pytest.LogCaptureFixture) -> None:
     pool = make(driver, leak_seconds=0.05)
 
@@ -308,6 +319,7 @@ def test_a_leak_is_reported_once_a_checkout(driver: ScriptedDriver, caplog: pyte
     # the thread that looks after other pools may go on
     wait_until(lambda: not pool._pool.is_looked_after)
     assert len(reports()) == 2
+    assert_whole(pool, driver)
 
 
 # -- statistics

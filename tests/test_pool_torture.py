@@ -78,6 +78,7 @@ def run_round(engine: sa.Engine, number: int) -> list[str]:
     return wrong
 
 
+@pytest.mark.fault(49)
 def test_threads_that_misuse_it_in_every_way_lose_nothing_and_the_server_agrees(
     engine: sa.Engine, postgresql_server: Server
 ) -> None:

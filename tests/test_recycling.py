@@ -18,6 +18,7 @@ from sqlspec.pool import BEYOND_QUEUEPOOL, FairQueuePool, follow_statements
 from sqlspec.testing import ScriptedDriver
 from tests.callers import Caller, line_up
 from tests.conftest import Database
+from tests.faults import assert_whole
 from tests.servers import wait_until
 
 
@@ -158,6 +159,7 @@ def test_a_connection_opened_for_a_waiter_is_not_recycled_before_its_first_use(d
     held.close()
 
 
+@pytest.mark.fault(53)
 def test_a_strategy_that_fails_keeps_the_connection_and_is_told_once(
     driver: ScriptedDriver, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -173,6 +175,7 @@ def test_a_strategy_that_fails_keeps_the_connection_and_is_told_once(
     (record,) = caplog.records
     assert "connections are kept" in record.message
     assert "it was not meant to happen" in str(record.exc_info)
+    assert_whole(pool, driver)
     pool.close()
 
 
@@ -296,6 +299,7 @@ def test_statements_and_errors_count_whichever_way_they_run(any_spec: Any, datab
     assert last()[1] == 3
 
 
+@pytest.mark.fault(54)
 @pytest.mark.parametrize(
     "limits", [{"max_age": 0.1}, {"max_queries": 20}, {"max_errors": 3}], ids=lambda limits: next(iter(limits))
 )

@@ -182,6 +182,7 @@ def test_an_asynchronous_function_is_refused_by_the_synchronous_form() -> None:
         with_retry(lambda: asyncio.sleep(0))
 
 
+@pytest.mark.fault(75)
 @pytest.mark.parametrize("database", ["postgresql", "psycopg", "mariadb"], indirect=True)
 @pytest.mark.parametrize("way", ["session", "connection", "engine"])
 def test_a_commit_whose_answer_is_lost_is_not_repeated(any_spec: Any, database: Database, way: str) -> None:

@@ -31,6 +31,7 @@ def backend(session: Any, database: Database) -> Any:
     ).scalar()
 
 
+@pytest.mark.fault(4)
 def test_an_idle_connection_that_was_killed_is_replaced_at_checkout(spec: SQLSpec, database: Database) -> None:
     with spec.get_session("primary") as session:
         pid = backend(session, database)
@@ -41,6 +42,7 @@ def test_an_idle_connection_that_was_killed_is_replaced_at_checkout(spec: SQLSpe
     assert spec.get_pool_stats("primary").total == 1
 
 
+@pytest.mark.fault(5)
 def test_a_connection_killed_in_use_is_invalidated_and_the_error_is_sqlalchemys(
     spec: SQLSpec, database: Database
 ) -> None:
@@ -67,6 +69,7 @@ def test_the_server_has_as_many_connections_as_the_pool_says(database: Database)
     wait_until(lambda: not database.server.connections())
 
 
+@pytest.mark.fault(29)
 def test_command_timeout_ends_a_statement_and_keeps_the_connection(spec: SQLSpec, database: Database) -> None:
     spec.register_config(database.config(command_timeout=0.2, pool_reset_on_return="discard"), name="limited")
     sleep = (
@@ -116,6 +119,7 @@ def test_a_password_is_asked_for_at_every_connect(database: Database) -> None:
     assert len(asked) == 2
 
 
+@pytest.mark.fault(10)
 def test_connecting_to_a_frozen_server_ends_in_the_connect_phase(spec: SQLSpec, database: Database) -> None:
     spec.register_config(database.config(), name="late")
     database.server.freeze()
@@ -127,6 +131,7 @@ def test_connecting_to_a_frozen_server_ends_in_the_connect_phase(spec: SQLSpec, 
     assert caught.value.phase == "connect"
 
 
+@pytest.mark.fault(26)
 def test_tls_is_never_silently_plain(spec: SQLSpec, database: Database) -> None:
     spec.register_config(database.config(tls="require"), name="secure")
     with pytest.raises(exc.OperationalError, match=r"TLS|SSL"), spec.get_session("secure") as session:
@@ -148,6 +153,7 @@ def test_plain_text_to_another_machine_is_warned_of_once(database: Database, cap
     assert warnings_of() == []
 
 
+@pytest.mark.fault(2)
 def test_after_a_restart_every_connection_is_replaced(spec: SQLSpec, database: Database) -> None:
     connections = [spec.create_connection("primary") for _ in range(4)]
     for connection in connections:

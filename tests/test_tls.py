@@ -98,11 +98,13 @@ def test_each_mode_is_what_it_says(place: Place) -> None:
     assert encrypted(place.config(tls="verify-full", tls_ca=place.right_ca)) is True
 
 
+@pytest.mark.fault(26)
 @pytest.mark.parametrize("mode", ["verify-ca", "verify-full"])
 def test_a_certificate_of_somebody_else_is_refused(place: Place, mode: str) -> None:
     assert refused(place.config(tls=mode, tls_ca=place.wrong_ca))
 
 
+@pytest.mark.fault(26)
 def test_verify_full_checks_the_name_of_the_server(place: Place) -> None:
     assert refused(place.config(host="127.0.0.2", tls="verify-full", tls_ca=place.right_ca))
 

@@ -180,6 +180,7 @@ def test_without_a_pool_there_is_nothing_to_warm(tmp_path: Any) -> None:
         warm_pool(spec, "direct")
 
 
+@pytest.mark.fault(81)
 def test_without_threads_the_caller_opens_by_itself(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")

@@ -104,6 +104,8 @@ _MYSQL = {
         2058,
         2059,
         2061,
+        3118,
+        4151,
     },
     ErrorKind.RESTART: {1053, 1077, 1079},
     # 1047: a node of a Galera cluster that has lost the others; 1927: killed; 4031: idle for too long

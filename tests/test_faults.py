@@ -1,0 +1,662 @@
+"""Faults of servers, networks and databases: who gets which error, how soon, and what works afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import exc
+
+from sqlspec import (
+    CircuitBreaker,
+    CircuitOpenError,
+    ConnectionTimeout,
+    ErrorKind,
+    classify,
+    with_retry,
+)
+from sqlspec.pool import FairQueuePool
+from sqlspec.resilience import is_ambiguous, is_safe_to_repeat, is_unavailable
+from sqlspec.testing import FaultProxy, ScriptedDriver
+from tests.conftest import Database
+from tests.faults import LONG, NUMBER, assert_whole, deadlocks, running, tell
+from tests.servers import wait_until
+
+on_servers = pytest.mark.parametrize("database", ["postgresql", "psycopg", "mariadb"], indirect=True)
+on_postgresql = pytest.mark.parametrize("database", ["postgresql", "psycopg"], indirect=True)
+INSERT = "INSERT INTO users (name) VALUES (?)"
+
+
+def ask(spec: Any, statement: str = "SELECT 1", name: str = "primary", **options: Any) -> Any:
+    with spec.get_session(name, **options) as session:
+        return session.execute(statement).scalar_one()
+
+
+def names(spec: Any) -> list[str]:
+    with spec.get_session("primary") as session:
+        return [name for (name,) in session.execute("SELECT name FROM users ORDER BY id").all()]
+
+
+def end(database: Database, number: int) -> None:
+    """Have the server end a connection, and wait until it has."""
+    database.server.end_connection(number)
+    wait_until(lambda: number not in database.server.connections())
+
+
+@pytest.fixture
+def proxy(database: Database) -> Iterator[FaultProxy]:
+    with FaultProxy(database.server.port) as proxy:
+        yield proxy
+
+
+class Readers:
+    """Read in four threads, each read tried again until it works, while the block runs.
+
+    By autocommit: where a COMMIT is lost, nobody knows whether it was one of reads alone, and it is not tried again.
+    """
+
+    def __init__(self, spec: Any) -> None:
+        self._spec = spec
+        self._is_over = threading.Event()
+        self.attempts: list[int] = []
+        self.reads: list[int] = []
+
+    def _attempt(self) -> int:
+        self.attempts.append(1)
+        return int(ask(self._spec, autocommit=True))
+
+    def _read(self) -> None:
+        while not self._is_over.is_set():
+            self.reads.append(with_retry(self._attempt, 100, initial_delay=0.02, max_delay=0.2, timeout=30))
+
+    def go_on(self) -> None:
+        """Wait until all are reading, and have done so for a while."""
+        seen = len(self.reads)
+        wait_until(lambda: len(self.reads) >= seen + 40, seconds=30)
+
+    def __enter__(self) -> Readers:
+        self._threads = ThreadPoolExecutor(4)
+        self._running = [self._threads.submit(self._read) for _ in range(4)]
+        self.go_on()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        self._threads.shutdown()
+        for reader in self._running:
+            reader.result(0)
+
+
+# -- servers that end
+
+
+@pytest.mark.fault(1)
+@on_servers
+def test_a_server_that_is_killed_ends_what_is_under_way_and_lets_waiters_go(any_spec: Any, database: Database) -> None:
+    server = database.server
+    any_spec.register_config(database.config(pool_size=2, max_overflow=0), "pair")
+    with ThreadPoolExecutor(3) as threads:
+        calls = [threads.submit(ask, any_spec, LONG[database.name], "pair") for _ in range(2)]
+        wait_until(lambda: len(running(server)) == 2)
+        calls.append(threads.submit(ask, any_spec, name="pair", timeout=20))
+        wait_until(lambda: any_spec.get_pool_stats("pair").waiters == 1)
+        begin = time.monotonic()
+        server.kill()
+        try:
+            errors = [call.exception(20) for call in calls]
+            # of the twenty seconds that the statements take, and that the waiter would wait
+            assert time.monotonic() - begin < 10
+        finally:
+            server.start()
+    for error in errors:
+        assert error is not None
+        assert is_unavailable(error)
+        assert not is_ambiguous(error)
+    assert any_spec.get_pool_stats("pair").disconnects == 2
+    assert ask(any_spec, name="pair") == ask(any_spec) == 1
+
+
+@pytest.mark.fault(2)
+@on_servers
+def test_readers_that_try_again_notice_nothing_of_a_restart(any_spec: Any, database: Database) -> None:
+    with Readers(any_spec) as readers:
+        database.server.restart()
+        readers.go_on()
+    assert set(readers.reads) == {1}
+    assert len(readers.attempts) > len(readers.reads)
+
+
+@pytest.mark.fault(3)
+@on_postgresql
+def test_readers_that_try_again_notice_nothing_of_a_crash_of_one_backend(any_spec: Any, database: Database) -> None:
+    with Readers(any_spec) as readers:
+        before = database.server.connections()
+        os.kill(before[0], signal.SIGKILL)
+        readers.go_on()
+        # the server itself goes on, and has ended all the others
+        assert database.server._process.poll() is None
+        assert not set(before) & set(database.server.connections())
+    assert set(readers.reads) == {1}
+    assert len(readers.attempts) > len(readers.reads)
+
+
+@pytest.mark.fault(4, 7)
+@on_servers
+def test_idle_connections_that_were_ended_are_replaced_one_for_one_and_nobody_notices(
+    any_spec: Any, database: Database
+) -> None:
+    any_spec.register_config(database.config(pool_size=10, max_overflow=0), "many")
+
+    def hold_all() -> set[int]:
+        with contextlib.ExitStack() as stack:
+            sessions = [stack.enter_context(any_spec.get_session("many")) for _ in range(10)]
+            return {session.execute(NUMBER[database.name]).scalar_one() for session in sessions}
+
+    before = hold_all()
+    database.server.end_connections()
+    after = hold_all()
+    assert len(before) == len(after) == 10
+    assert not before & after
+    assert any_spec.get_pool_stats("many").created == 20
+
+
+@pytest.mark.fault(5)
+@on_servers
+def test_a_connection_that_is_ended_in_a_transaction_is_an_error_of_its_own_session_alone(
+    any_spec: Any, database: Database
+) -> None:
+    with any_spec.get_session("primary") as other:
+        other.execute(INSERT, ("kept",))
+        with pytest.raises(exc.DBAPIError) as caught, any_spec.get_session("primary") as session:
+            session.execute(INSERT, ("lost",))
+            end(database, session.execute(NUMBER[database.name]).scalar_one())
+            session.execute("SELECT 1")
+        other.execute(INSERT, ("kept as well",))
+    assert caught.value.connection_invalidated
+    assert is_safe_to_repeat(caught.value)
+    assert names(any_spec) == ["kept", "kept as well"]
+
+
+@pytest.mark.fault(6)
+@on_servers
+def test_a_statement_whose_connection_is_ended_fails_at_once_and_after_a_rollback_its_session_goes_on(
+    any_spec: Any, database: Database
+) -> None:
+    def end_it() -> None:
+        wait_until(lambda: running(database.server) == [number])
+        database.server.end_connection(number)
+
+    with ThreadPoolExecutor(1) as threads, any_spec.get_session("primary") as session:
+        session.execute(INSERT, ("lost",))
+        number = session.execute(NUMBER[database.name]).scalar_one()
+        begin, ending = time.monotonic(), threads.submit(end_it)
+        with pytest.raises(exc.DBAPIError) as caught:
+            session.execute(LONG[database.name])
+        assert time.monotonic() - begin < 10
+        ending.result(20)
+        assert caught.value.connection_invalidated
+        with pytest.raises(exc.PendingRollbackError):
+            session.execute(INSERT, ("lost as well",))
+        session.rollback()
+        session.execute(INSERT, ("kept",))
+    assert names(any_spec) == ["kept"]
+
+
+@pytest.mark.fault(30)
+@on_servers
+def test_a_transaction_that_idles_for_too_long_is_an_error_at_its_next_statement(
+    any_spec: Any, database: Database
+) -> None:
+    limit = (
+        "idle_in_transaction_session_timeout = 100" if database.name == "postgresql" else "idle_transaction_timeout = 1"
+    )
+    with pytest.raises(exc.DBAPIError) as caught, any_spec.get_session("primary") as session:
+        session.execute(f"SET {limit}")
+        session.execute(INSERT, ("lost",))
+        number = session.execute(NUMBER[database.name]).scalar_one()
+        wait_until(lambda: number not in database.server.connections())
+        session.execute("SELECT 1")
+    assert caught.value.connection_invalidated
+    assert is_safe_to_repeat(caught.value)
+    assert names(any_spec) == []
+
+
+@pytest.mark.fault(31)
+@on_servers
+def test_an_idle_connection_that_the_server_does_not_keep_is_replaced(any_spec: Any, database: Database) -> None:
+    limit = "SET idle_session_timeout = 100" if database.name == "postgresql" else "SET wait_timeout = 1"
+    with any_spec.get_session("primary") as session:
+        session.execute(limit)
+        number = session.execute(NUMBER[database.name]).scalar_one()
+    wait_until(lambda: number not in database.server.connections())
+    assert ask(any_spec, NUMBER[database.name]) != number
+    assert any_spec.get_pool_stats("primary").total == 1
+
+
+# -- servers that hang
+
+
+@contextlib.contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """Stop a process from running, and let it go on at the end."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.fault(8)
+@on_postgresql
+def test_a_statement_whose_backend_hangs_ends_at_its_deadline(any_spec: Any, database: Database) -> None:
+    any_spec.register_config(database.config(command_timeout=0.5, pool_size=2, max_overflow=0), "limited")
+    begin = time.monotonic()
+    with (
+        pytest.raises(exc.DBAPIError, match="no answer to a statement within") as caught,
+        any_spec.get_session("limited") as session,
+    ):
+        number = session.execute("SELECT pg_backend_pid()").scalar_one()
+        with stopped(number):
+            session.execute("SELECT 1")
+    assert time.monotonic() - begin < 10
+    assert caught.value.connection_invalidated
+    assert ask(any_spec, "SELECT pg_backend_pid()", "limited") != number
+
+
+@pytest.mark.fault(9)
+@on_postgresql
+def test_an_idle_connection_whose_backend_hangs_is_replaced_within_the_deadline(
+    any_spec: Any, database: Database
+) -> None:
+    number = ask(any_spec, "SELECT pg_backend_pid()")
+    # as after it was idle for a while
+    any_spec._get_pool("primary")._ping_after = 0.0
+    with stopped(number):
+        assert ask(any_spec, "SELECT pg_backend_pid()", timeout=10) != number
+    assert any_spec.get_pool_stats("primary").created == 2
+
+
+@pytest.mark.fault(11)
+@on_servers
+def test_callers_of_a_frozen_server_end_at_their_deadlines_and_the_thawed_one_serves_them(
+    any_spec: Any, database: Database
+) -> None:
+    any_spec.register_config(database.config(command_timeout=0.5, pool_size=2, max_overflow=0), "limited")
+    ask(any_spec, name="limited")
+    begin = time.monotonic()
+    database.server.freeze()
+    try:
+        with ThreadPoolExecutor(6) as threads:
+            calls = [threads.submit(ask, any_spec, name="limited", timeout=1.0) for _ in range(6)]
+            errors = [call.exception(60) for call in calls]
+        # each has a second for its connection, and half of one, and two of grace, for its statement and the rollback
+        assert time.monotonic() - begin < 20
+    finally:
+        database.server.thaw()
+    assert all(isinstance(error, (ConnectionTimeout, exc.DBAPIError)) for error in errors)
+    assert any(isinstance(error, ConnectionTimeout) for error in errors)
+    assert ask(any_spec, name="limited") == 1
+
+
+# -- networks
+
+
+@pytest.mark.fault(15)
+@on_servers
+def test_a_connection_that_is_reset_under_a_statement_fails_at_once(
+    any_spec: Any, database: Database, proxy: FaultProxy
+) -> None:
+    def cut() -> None:
+        wait_until(lambda: len(running(database.server)) == 1)
+        proxy.cut()
+
+    any_spec.register_config(database.config(port=proxy.port), "far")
+    begin = time.monotonic()
+    with ThreadPoolExecutor(1) as threads:
+        cutting = threads.submit(cut)
+        with pytest.raises(exc.DBAPIError) as caught:
+            ask(any_spec, LONG[database.name], "far")
+        cutting.result(20)
+    assert time.monotonic() - begin < 10
+    assert proxy.fired == {"cut": 1}
+    assert caught.value.connection_invalidated
+    assert ask(any_spec, name="far") == 1
+    for number in running(database.server):
+        # nobody tells it that its answer is not wanted any more
+        database.server.end_connection(number)
+
+
+@pytest.mark.fault(17)
+@on_servers
+def test_a_slow_network_opens_no_further_connections_and_the_figures_tell_of_it(
+    any_spec: Any, database: Database, proxy: FaultProxy
+) -> None:
+    any_spec.register_config(database.config(port=proxy.port), "far")
+    proxy.delay(0.05)
+    assert [ask(any_spec, name="far") for _ in range(10)] == [1] * 10
+    assert proxy.fired["delay"] >= 10
+    stats = any_spec.get_pool_stats("far")
+    assert (stats.created, stats.wait.count) == (1, 0)
+    # where the time went
+    assert stats.connect.max >= 0.05
+    assert stats.hold.max >= 0.05
+
+
+# -- who may connect
+
+
+@pytest.fixture
+def user(database: Database) -> Iterator[str]:
+    """A user of its own, with the password "first", who may do what it wants in the database."""
+    name = _USERS[database.name]
+    for statement in _CREATE[database.name]:
+        tell(database.server, statement)
+    yield name
+    for statement in _DROP[database.name]:
+        tell(database.server, statement)
+
+
+_USERS = {"postgresql": "guest", "mariadb": "guest@'127.0.0.1'"}
+_CREATE = {
+    "postgresql": ["CREATE ROLE guest LOGIN PASSWORD 'first'"],
+    "mariadb": ["CREATE USER guest@'127.0.0.1' IDENTIFIED BY 'first'", "GRANT ALL ON app.* TO guest@'127.0.0.1'"],
+}
+_DROP = {"postgresql": ["DROP ROLE IF EXISTS guest"], "mariadb": ["DROP USER IF EXISTS guest@'127.0.0.1'"]}
+
+
+def refusals(database: Database) -> int:
+    """Return how often the server has refused a user, by its log."""
+    told = "password authentication failed" if database.name == "postgresql" else "Access denied for user"
+    return (database.server.folder / "log").read_text().count(told)
+
+
+@pytest.mark.fault(21)
+@on_servers
+def test_a_wrong_password_is_tried_once_and_says_nothing_about_the_database(any_spec: Any, database: Database) -> None:
+    breaker, before = CircuitBreaker(failure_threshold=1), refusals(database)
+    any_spec.register_config(database.config(password="wrong"), "wrong")
+    with pytest.raises(exc.DBAPIError) as caught:
+        with_retry(lambda: breaker.call(lambda: ask(any_spec, name="wrong")), 5)
+    assert classify(caught.value) is ErrorKind.CONFIGURATION
+    assert any_spec.get_pool_stats("wrong").failed_connects == 1
+    # the log comes a little later
+    wait_until(lambda: refusals(database) > before)
+    assert refusals(database) == before + 1
+    assert (breaker.state, breaker.failure_count) == ("closed", 0)
+
+
+@pytest.mark.fault(22)
+@on_servers
+def test_a_password_that_is_changed_while_connections_are_pooled_is_noticed_by_nobody(
+    user: str, any_spec: Any, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    password, asked = ["first"], list[str]()
+
+    def current() -> str:
+        asked.append(password[0])
+        return password[0]
+
+    any_spec.register_config(database.config(username="guest", password=current, pool_size=2, max_overflow=0), "guest")
+    before = ask(any_spec, NUMBER[database.name], "guest")
+    password[0] = "second"
+    how = (
+        "ALTER ROLE guest PASSWORD 'second'"
+        if database.name == "postgresql"
+        else f"ALTER USER {user} IDENTIFIED BY 'second'"
+    )
+    tell(database.server, how)
+    # who is connected stays so
+    assert ask(any_spec, NUMBER[database.name], "guest") == before
+    end(database, before)
+    assert ask(any_spec, NUMBER[database.name], "guest") != before
+    assert asked == ["first", "second"]
+    any_spec.register_config(database.config(username="guest", password="first"), "late")
+    with pytest.raises(exc.DBAPIError) as caught:
+        ask(any_spec, name="late")
+    assert classify(caught.value) is ErrorKind.CONFIGURATION
+    assert "first" not in caplog.text + str(caught.value)
+
+
+@pytest.mark.fault(23)
+@on_servers
+@pytest.mark.parametrize("way", ["dropped", "locked out"])
+def test_a_user_who_may_not_connect_any_more_is_told_so_at_once(
+    user: str, any_spec: Any, database: Database, way: str
+) -> None:
+    any_spec.register_config(database.config(username="guest", password="first", pool_size=2), "guest")
+    number = ask(any_spec, NUMBER[database.name], "guest")
+    for statement in _DROP[database.name] if way == "dropped" else [_LOCK[database.name]]:
+        tell(database.server, statement)
+    end(database, number)
+    attempts = list[int]()
+
+    def attempt() -> None:
+        attempts.append(1)
+        ask(any_spec, name="guest")
+
+    with pytest.raises(exc.DBAPIError) as caught:
+        with_retry(attempt, 5)
+    assert classify(caught.value) is ErrorKind.CONFIGURATION
+    assert len(attempts) == 1
+    # for what is looked at after each fault
+    for statement in [*_DROP[database.name], *_CREATE[database.name]]:
+        tell(database.server, statement)
+
+
+_LOCK = {"postgresql": "ALTER ROLE guest NOLOGIN", "mariadb": "ALTER USER guest@'127.0.0.1' ACCOUNT LOCK"}
+
+
+@pytest.mark.fault(24)
+@on_servers
+def test_a_pool_that_may_have_more_connections_than_the_server_gives_works_with_what_it_gets(
+    user: str, any_spec: Any, database: Database
+) -> None:
+    few, many = _LIMITS[database.name]
+    tell(database.server, few)
+    any_spec.register_config(database.config(username="guest", password="first", pool_size=8, max_overflow=0), "guest")
+    errors = list[BaseException]()
+
+    def attempt() -> int:
+        try:
+            with any_spec.get_session("guest", autocommit=True) as session:
+                session.execute("SELECT 1")
+                time.sleep(0.02)
+                return int(session.execute("SELECT 1").scalar_one())
+        except Exception as error:
+            errors.append(error)
+            raise
+
+    with ThreadPoolExecutor(8) as threads:
+        calls = [threads.submit(with_retry, attempt, 100, max_delay=0.2, timeout=30) for _ in range(40)]
+        assert [call.result(60) for call in calls] == [1] * 40
+    assert errors
+    assert {classify(error) for error in errors} == {ErrorKind.CAPACITY}
+    stats = any_spec.get_pool_stats("guest")
+    assert 1 <= stats.total <= 3
+    assert stats.failed_connects >= len(errors)
+    tell(database.server, many)
+
+
+_LIMITS = {
+    "postgresql": ("ALTER ROLE guest CONNECTION LIMIT 3", "ALTER ROLE guest CONNECTION LIMIT -1"),
+    "mariadb": (
+        "ALTER USER guest@'127.0.0.1' WITH MAX_USER_CONNECTIONS 3",
+        "ALTER USER guest@'127.0.0.1' WITH MAX_USER_CONNECTIONS 0",
+    ),
+}
+
+
+# -- what is tried again, and what a breaker sees
+
+
+@pytest.mark.fault(72)
+@on_servers
+def test_a_storm_of_refused_statements_leaves_a_breaker_closed(any_spec: Any, database: Database) -> None:
+    breaker = CircuitBreaker(failure_threshold=1)
+    tell_once = "INSERT INTO users (id, name) VALUES (1, 'x')"
+    with any_spec.get_session("primary") as session:
+        session.execute(tell_once)
+    kinds = list[ErrorKind]()
+    for statement in [tell_once, "SELEC 1", "SELECT * FROM nothing"] * 10:
+        with pytest.raises(exc.DBAPIError) as caught:
+            breaker.call(lambda statement=statement: ask(any_spec, statement))
+        kinds.append(classify(caught.value))
+    assert kinds == [ErrorKind.INTEGRITY, ErrorKind.PROGRAMMING, ErrorKind.PROGRAMMING] * 10
+    assert (breaker.state, breaker.failure_count) == ("closed", 0)
+
+
+@pytest.mark.fault(76)
+@on_servers
+def test_transactions_that_meet_in_a_deadlock_take_place_once_each(any_spec: Any, database: Database) -> None:
+    with any_spec.get_session("primary") as session:
+        session.execute_many("INSERT INTO users (id, name) VALUES (?, ?)", [(1, "a"), (2, "b")])
+    before, met, attempts = deadlocks(database.server), threading.Barrier(2), list[int]()
+
+    def change(first: int, second: int) -> None:
+        attempts.append(1)
+        is_first_attempt = len(attempts) <= 2
+        with any_spec.get_session("primary") as session:
+            session.execute("UPDATE users SET name = CONCAT(name, '.') WHERE id = ?", (first,))
+            if is_first_attempt:
+                met.wait(20)
+            session.execute("UPDATE users SET name = CONCAT(name, '.') WHERE id = ?", (second,))
+
+    with ThreadPoolExecutor(2) as threads:
+        changes = [threads.submit(with_retry, lambda pair=pair: change(*pair)) for pair in [(1, 2), (2, 1)]]
+        for done in changes:
+            done.result(60)
+    assert len(attempts) == 3
+    assert names(any_spec) == ["a..", "b.."]
+    wait_until(lambda: deadlocks(database.server) == before + 1)
+
+
+@pytest.mark.fault(77)
+@on_servers
+def test_an_open_breaker_ends_the_attempts_of_all_callers(any_spec: Any, database: Database, proxy: FaultProxy) -> None:
+    breaker = CircuitBreaker(failure_threshold=3)
+    any_spec.register_config(database.config(port=proxy.port), "far")
+    ask(any_spec, name="far")
+    proxy.refuse()
+    errors = list[BaseException]()
+    for _ in range(20):
+        with pytest.raises((exc.DBAPIError, CircuitOpenError)) as caught:
+            with_retry(lambda: breaker.call(lambda: ask(any_spec, name="far")), 5, initial_delay=0.01, timeout=20)
+        errors.append(caught.value)
+    assert breaker.state == "open"
+    assert [type(error) for error in errors] == [CircuitOpenError] * 20
+    # of the hundred that twenty callers had
+    assert any_spec.get_pool_stats("far").failed_connects == 3
+    assert proxy.fired["refuse"] >= 3
+    proxy.heal()
+
+
+@pytest.mark.fault(78)
+@on_servers
+def test_a_pool_in_which_everything_is_in_use_trips_no_breaker(any_spec: Any, database: Database) -> None:
+    breaker = CircuitBreaker(failure_threshold=1)
+    any_spec.register_config(database.config(pool_size=1, max_overflow=0), "small")
+    with any_spec.get_session("small") as session:
+        session.execute("SELECT 1")
+        for _ in range(3):
+            with pytest.raises(ConnectionTimeout) as caught:
+                breaker.call(lambda: ask(any_spec, name="small", timeout=0.05))
+            assert caught.value.phase == "wait"
+    assert any_spec.get_pool_stats("small").timeouts == 3
+    assert (breaker.state, breaker.failure_count) == ("closed", 0)
+    assert breaker.call(lambda: ask(any_spec, name="small")) == 1
+
+
+# -- crowds, and processes that have nothing left
+
+
+@pytest.mark.fault(44)
+def test_a_thousand_waiters_are_served_in_the_order_of_asking(driver: ScriptedDriver) -> None:
+    # of several connections, some might be in hands that the system gives no time to
+    pool = FairQueuePool(driver.connect, pool_size=1, max_overflow=0, timeout=120)
+    held = pool.connect()
+    served = list[int]()
+
+    def ask_once(number: int) -> None:
+        with pool.connect():
+            served.append(number)
+
+    threads = [threading.Thread(target=ask_once, args=(number,)) for number in range(1000)]
+    for number, thread in enumerate(threads):
+        thread.start()
+        while pool.stats().waiters <= number:
+            time.sleep(0.0001)
+    held.close()
+    for thread in threads:
+        thread.join(120)
+    assert served == list(range(1000))
+    assert (driver.opened, pool.stats().timeouts) == (1, 0)
+    assert_whole(pool, driver)
+
+
+@pytest.mark.fault(52)
+@on_servers
+def test_a_connection_that_cannot_be_prepared_is_closed_and_gives_its_place_back(
+    any_spec: Any, database: Database
+) -> None:
+    any_spec.register_config(database.config(pool_size=1, max_overflow=0), "small")
+    ask(any_spec, name="small")
+    pool, opened = any_spec._get_pool("small"), list[int]()
+
+    @sa.event.listens_for(pool, "connect")
+    def fail_once(connection: Any, record: Any) -> None:
+        cursor = connection.cursor()
+        cursor.execute(NUMBER[database.name])
+        opened.append(cursor.fetchone()[0])
+        if len(opened) == 1:
+            cursor.execute("SET nonsense")
+
+    end(database, ask(any_spec, NUMBER[database.name], "small"))
+    with pytest.raises(Exception, match=r"nonsense|syntax"):
+        ask(any_spec, name="small")
+    wait_until(lambda: opened[0] not in database.server.connections())
+    assert any_spec.get_pool_stats("small").total == 0
+    assert ask(any_spec, NUMBER[database.name], "small") == opened[1]
+
+
+@pytest.mark.fault(80)
+@on_servers
+def test_a_process_without_file_descriptors_is_refused_a_connection_and_recovers(database: Database) -> None:
+    program = [sys.executable, "-c", _STARVED.format(config=database.as_code())]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    # it failed, one connection is held, and another works
+    assert done.stdout.split() == ["connect", "1", "1"]
+
+
+_STARVED = """
+import os, resource
+from sqlspec import SQLSpec, classify
+from sqlspec.adapters import *
+spec = SQLSpec()
+spec.register_config({config})
+held = spec.create_connection()
+ask = lambda: spec._get_pool().connect().close()
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+last = os.open(os.devnull, os.O_RDONLY)
+resource.setrlimit(resource.RLIMIT_NOFILE, (last + 1, hard))
+try:
+    ask()
+except Exception as error:
+    print(classify(error))
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+print(spec.get_pool_stats().total)
+ask()
+print(spec.get_pool_stats().checked_out)
+held.close()
+spec.close()
+"""
