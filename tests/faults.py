@@ -23,6 +23,17 @@ LONG = {
 NUMBER = {"postgresql": "SELECT pg_backend_pid()", "mariadb": "SELECT CONNECTION_ID()"}
 
 
+def ask(spec: Any, statement: str = "SELECT 1", name: str = "primary", **options: Any) -> Any:
+    with spec.get_session(name, **options) as session:
+        return session.execute(statement).scalar_one()
+
+
+def end(server: Server, number: int) -> None:
+    """Have the server end a connection, and wait until it has."""
+    server.end_connection(number)
+    wait_until(lambda: number not in server.connections())
+
+
 def tell(server: Server, sql: str) -> list[Any]:
     """Run a statement on a connection of its own; return the first column of its rows."""
     driver = importlib.import_module("psycopg2" if isinstance(server, PostgreSQLServer) else "MySQLdb")

@@ -17,6 +17,7 @@ from sqlspec.adapters import MySQLConfig, PostgreSQLConfig, SQLiteConfig, SQLite
 from sqlspec.adapters.driver import whole_seconds
 from sqlspec.config import NoPoolSyncConfig
 from tests.conftest import Database
+from tests.faults import assert_nothing_is_lost
 from tests.servers import PASSWORD
 
 on_postgresql = pytest.mark.parametrize("database", ["postgresql", "psycopg"], indirect=True)
@@ -221,6 +222,7 @@ def test_the_deadline_of_a_checkout_bounds_the_wait_for_a_lock(database: Databas
             ):
                 other.execute("SELECT 1")
             assert time.monotonic() - begin < 15.0
+        assert_nothing_is_lost(spec)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from sqlspec import SQLSpec
 from sqlspec.adapters import SQLiteConfig
 from sqlspec.resilience import ErrorKind, classify, is_unavailable
 from tests.conftest import Database
+from tests.faults import assert_nothing_is_lost
 from tests.servers import PostgreSQLServer, free_port, wait_until
 
 SERVERS = ["postgresql", "psycopg", "mariadb"]
@@ -340,6 +341,7 @@ def test_sqlites_locks_and_snapshots(tmp_path: Path) -> None:
         _default(spec, "INSERT INTO users VALUES (3)")
         assert met(lambda: reader.execute("INSERT INTO users VALUES (4)")) is ErrorKind.CONFLICT
         reader.close()
+        assert_nothing_is_lost(spec)
 
 
 def _default(spec: SQLSpec, statement: str) -> None:
@@ -361,6 +363,7 @@ def test_sqlites_files(tmp_path: Path) -> None:
             fill = "INSERT INTO users SELECT randomblob(10000)"
             assert classify(_error_of(lambda: session.execute(fill))) is ErrorKind.CAPACITY
             session.rollback()
+        assert_nothing_is_lost(spec)
 
 
 def test_what_is_no_error_of_a_database() -> None:

@@ -207,6 +207,7 @@ def test_who_gives_up_swallows_no_connection(driver: ScriptedDriver) -> None:
         caller.give_back()
     pool.connect().close()
     assert (driver.opened, pool.stats().checked_in) == (1, 1)
+    assert pool.stats().timeouts
     assert_whole(pool, driver)
 
 
@@ -488,6 +489,7 @@ def test_a_listener_that_fails_at_checkin_loses_no_connection(driver: ScriptedDr
         engine.raw_connection().close()
     engine.raw_connection().close()
     assert engine.pool.stats().closed == {"interrupted": 1}  # type: ignore[attr-defined]  # as above
+    assert_whole(engine.pool, driver)
     engine.dispose()
     assert driver.open_connections == 0
 

@@ -18,7 +18,7 @@ from sqlspec.pool import BEYOND_QUEUEPOOL, FairQueuePool, follow_statements
 from sqlspec.testing import ScriptedDriver
 from tests.callers import Caller, line_up
 from tests.conftest import Database
-from tests.faults import assert_whole
+from tests.faults import assert_nothing_is_lost, assert_whole
 from tests.servers import wait_until
 
 
@@ -335,6 +335,7 @@ def test_connections_are_recycled_under_load_and_never_in_use(database: Database
         assert stats.created <= 4 + stats.closed["recycled"]
         assert stats.failed_connects == stats.timeouts == 0
         assert in_use_at_close == [False] * len(in_use_at_close)
+        assert_nothing_is_lost(spec)
 
 
 def test_a_database_in_memory_is_never_recycled() -> None:
