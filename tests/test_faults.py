@@ -334,6 +334,41 @@ def test_a_slow_network_opens_no_further_connections_and_the_figures_tell_of_it(
 # -- what is tried again, and what a breaker sees
 
 
+@pytest.mark.fault(71)
+@pytest.mark.parametrize("error", [None, ConnectionResetError()], ids=["works", "fails"])
+def test_a_call_of_before_an_outage_that_ends_during_the_probe_says_nothing(error: Exception | None) -> None:
+    breaker = CircuitBreaker(1, 0.01, probe_timeout=60)
+    has_begun, end_call, end_probe = threading.Event(), threading.Event(), threading.Event()
+
+    def call() -> None:
+        has_begun.set()
+        end_call.wait(20)
+        if error is not None:
+            raise error
+
+    with ThreadPoolExecutor(2) as threads:
+        late = threads.submit(breaker.call, call)
+        assert has_begun.wait(20)
+        with pytest.raises(ConnectionRefusedError):
+            breaker.call(_refuse)
+        assert breaker.state == "open"
+        time.sleep(0.02)
+        probe = threads.submit(breaker.call, lambda: end_probe.wait(20))
+        wait_until(lambda: breaker.state == "half-open")
+        end_call.set()
+        assert late.exception(20) is error
+        assert (breaker.state, breaker.failure_count) == ("half-open", 1)
+        with pytest.raises(CircuitOpenError):
+            breaker.call(int)
+        end_probe.set()
+        assert probe.result(20)
+    assert (breaker.state, breaker.failure_count) == ("closed", 0)
+
+
+def _refuse() -> None:
+    raise ConnectionRefusedError
+
+
 @pytest.mark.fault(72)
 @on_servers
 def test_a_storm_of_refused_statements_leaves_a_breaker_closed(any_spec: Any, database: Database) -> None:

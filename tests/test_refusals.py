@@ -39,7 +39,8 @@ _LIMITS = {
 def user(database: Database) -> Iterator[str]:
     """A user of its own, with the password "first", who may do what it wants in the database."""
     name = _USERS[database.name]
-    for statement in _CREATE[database.name]:
+    # one that stays of another test would keep its rights
+    for statement in [*_DROP[database.name], *_CREATE[database.name]]:
         tell(database.server, statement)
     yield name
     for statement in _DROP[database.name]:
