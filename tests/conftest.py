@@ -125,8 +125,9 @@ def spec(database: Database, after_a_fault: bool) -> Iterator[SQLSpec]:
         if after_a_fault:
             assert_nothing_is_lost(registry, database.server)
     if after_a_fault and database.server is not None:
-        # nor has the server a connection that no pool knows of
-        wait_until(lambda: not database.server.connections())
+        wait_until(
+            lambda: not database.server.connections(), otherwise="the server has connections that no pool knows of"
+        )
 
 
 @pytest.fixture(params=["threads", "tasks"])
