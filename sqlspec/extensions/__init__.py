@@ -1,0 +1,1 @@
+"""What web frameworks need: sessions for requests, and pages for operators."""

@@ -1,0 +1,68 @@
+"""What an application shows its operators, the same in every framework: health, readiness, metrics, holders.
+
+No page names a host, a user or a statement.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+from sqlspec.health import HealthReport
+from sqlspec.registry import SQLSpec
+
+__all__ = ["Page", "health_page", "holders_page", "readiness_page"]
+
+_WORST = ("down", "degraded", "up")
+
+
+class Page(NamedTuple):
+    """Be an answer to a request."""
+
+    status: int
+    body: bytes
+    content_type: str = "application/json"
+
+
+def health_page(spec: SQLSpec, report: HealthReport) -> Page:
+    """Return how each database is, and its pool; with status 503 where one is down."""
+    databases = {
+        name: {
+            "state": health.state,
+            "latency_seconds": round(health.latency_seconds, 6),
+            "reason": health.reason,
+            "pool": _pool(spec, name),
+        }
+        for name, health in report.details.items()
+    }
+    states = {health.state for health in report.details.values()}
+    state = next((state for state in _WORST if state in states), "up")
+    return _page(503 if state == "down" else 200, {"status": state, "databases": databases})
+
+
+def readiness_page(report: HealthReport) -> Page:
+    """Return whether requests may come: every database can be used; otherwise with status 503."""
+    ready = all(report.values())
+    return _page(200 if ready else 503, {"ready": ready})
+
+
+def holders_page(spec: SQLSpec) -> Page:
+    """Return who holds connections, where they were checked out, and for how long."""
+    holders = {
+        name: [
+            {"place": holder.place, "owner": holder.owner, "seconds": round(holder.seconds, 3)}
+            for holder in spec.get_holders(name)
+        ]
+        for name in spec.list_configs()
+    }
+    return _page(200, holders)
+
+
+def _pool(spec: SQLSpec, name: str) -> dict[str, int]:
+    stats = spec.get_pool_stats(name)
+    figures = ("size", "checked_in", "checked_out", "overflow", "total", "waiters")
+    return {figure: getattr(stats, figure) for figure in figures}
+
+
+def _page(status: int, content: Any) -> Page:
+    return Page(status, json.dumps(content).encode())
