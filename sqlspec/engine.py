@@ -18,6 +18,7 @@ from sqlalchemy.pool import NullPool, PoolProxiedConnection
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from sqlspec.adapters import Driver, TransactionOptions, connection_of, driver_for
+from sqlspec.adapters.commits import commits
 from sqlspec.adapters.sqlite import SQLiteConnectionConfig
 from sqlspec.config import NoPoolSyncConfig, PoolConfig
 from sqlspec.exceptions import ConfigError
@@ -95,7 +96,7 @@ def build_engine(config: NoPoolSyncConfig, name: str = "default", *, is_async: b
     _transact_through(engine, driver)
     _execute_within(engine, driver)
     follow_failover(engine.dialect, driver, _asks_to_read_only)
-    follow_statements(engine)
+    follow_statements(engine, None if driver.syntax == "sqlite" else _marking_commits(driver))
     _listen(engine, config, driver)
     if config.instrumentation.slow_statement_seconds is not None:
         report_slow_statements(engine, config.instrumentation.slow_statement_seconds)
@@ -333,6 +334,15 @@ def _transact_through(engine: Engine, driver: Driver) -> None:
             driver.set_autocommit(connection, driver.autocommit)
 
         dialect.set_isolation_level, dialect.reset_isolation_level = set_isolation_level, reset_isolation_level
+
+
+def _marking_commits(driver: Driver) -> Callable[[Any, str, Any], None]:
+    """Return what marks the error of a statement that commits, as `Driver.end` does: `is_ambiguous` tells the rest."""
+
+    def mark(error: Any, statement: str, cursor: Any) -> None:
+        error.in_commit = commits(statement, driver.syntax) or driver.is_autocommit(connection_of(cursor))
+
+    return mark
 
 
 def _execute_within(engine: Engine, driver: Driver) -> None:

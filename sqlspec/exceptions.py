@@ -80,17 +80,19 @@ class ConnectionLost(SQLSpecError, exc.DontWrapMixin, exc.OperationalError):
 
     Attributes:
         ambiguous: whether nobody knows if the server has committed.
+        orig: the driver's error, where there is one.
     """
 
-    def __init__(self, message: str, *, ambiguous: bool = False) -> None:
-        exc.OperationalError.__init__(self, None, None, Exception(message))
+    def __init__(self, message: str, *, ambiguous: bool = False, orig: BaseException | None = None) -> None:
+        exc.OperationalError.__init__(self, None, None, orig or Exception(message), connection_invalidated=True)
+        self.args = (message,)
         self.ambiguous = ambiguous
 
     def __str__(self) -> str:
-        return str(self.orig)
+        return str(self.args[0])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self)._again, (str(self.orig), self.ambiguous)
+        return type(self)._again, (*self.args, self.ambiguous)
 
     @classmethod
     def _again(cls, message: str, ambiguous: bool) -> Self:

@@ -187,9 +187,8 @@ class Driver(ABC):
         """
         try:
             self._end(connection, how)
-        except Exception as error:
-            if how == "commit":
-                error.in_commit = True  # type: ignore[attr-defined]  # for `sqlspec.resilience.is_ambiguous`
+        except BaseException as error:
+            error.in_commit = how == "commit"  # type: ignore[attr-defined]  # for `sqlspec.resilience.is_ambiguous`
             raise
 
     def _end(self, connection: Any, how: Literal["commit", "rollback"]) -> None:
@@ -245,6 +244,10 @@ class Driver(ABC):
     def parse_json(self, connection: Any, enabled: bool) -> None:
         """Have the driver parse JSON, as usual, or not; where it never does, there is nothing to do."""
         return
+
+    @abstractmethod
+    def is_autocommit(self, connection: Any) -> bool:
+        """Tell whether the driver is in autocommit, without asking the server; also of a connection that is lost."""
 
     @abstractmethod
     def set_autocommit(self, connection: Any, enabled: bool) -> None:

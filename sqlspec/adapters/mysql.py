@@ -281,6 +281,9 @@ class _MySQLDriver(Driver):
     def _is_of_a_row(self, error: Exception) -> bool:
         return error.args[:1] not in _OF_NO_ROW
 
+    def is_autocommit(self, connection: Any) -> bool:
+        return bool(connection.get_autocommit())
+
     def set_autocommit(self, connection: Any, enabled: bool) -> None:
         if connection.get_autocommit() != enabled:
             self.within(connection, connection.autocommit, enabled)

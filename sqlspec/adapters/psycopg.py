@@ -228,6 +228,9 @@ class PostgreSQLDriver(Driver):
         host = connection.info.host
         return None if not host or host.startswith("/") else str(host)
 
+    def is_autocommit(self, connection: Any) -> bool:
+        return bool(connection.autocommit)
+
     def set_autocommit(self, connection: Any, enabled: bool) -> None:
         if connection.autocommit != enabled:
             connection.autocommit = enabled

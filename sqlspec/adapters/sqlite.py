@@ -251,6 +251,9 @@ class SQLite3(Driver):
     def server_version(self, connection: Any) -> str:
         return f"SQLite {self._execute(connection, 'SELECT sqlite_version()').fetchone()[0]}"
 
+    def is_autocommit(self, connection: Any) -> bool:
+        return connection.isolation_level is None
+
     def set_autocommit(self, connection: Any, enabled: bool) -> None:
         level = None if enabled else self._config.isolation_level or "DEFERRED"
         if connection.isolation_level != level:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import Engine, event
+from sqlalchemy.pool.base import _AdhocProxiedConnection
 
 from sqlspec.pool.places import Place, find_place, shape
 
@@ -33,8 +34,8 @@ def count_error(slot: Any) -> None:
         count()
 
 
-def follow_statements(engine: Engine) -> None:
-    """Remember the statements that run through this engine.
+def follow_statements(engine: Engine, tell: Callable[[BaseException, str, Any], object] | None = None) -> None:
+    """Remember the statements that run through this engine; of one that fails, tell the error, the text and the cursor.
 
     Not by an event: a listener would cost every statement far more, and slow down all that SQLAlchemy does when
     nobody listens.
@@ -45,13 +46,18 @@ def follow_statements(engine: Engine) -> None:
         def execute_and_note(cursor: Any, statement: str, *arguments: Any, **options: Any) -> Any:
             context = options.get("context") or (arguments[-1] if arguments else None)
             connection = getattr(context, "root_connection", None)
-            slot = getattr(getattr(connection, "_dbapi_connection", None), "_connection_record", None)
+            proxy = getattr(connection, "_dbapi_connection", None)
+            slot = getattr(proxy, "_connection_record", None)
             if slot is not None:
                 slot.statement = statement
             try:
                 return execute(cursor, statement, *arguments, **options)
-            except dialect.loaded_dbapi.Error:
-                count_error(slot)
+            except BaseException as error:
+                if isinstance(error, dialect.loaded_dbapi.Error):
+                    count_error(slot)
+                # what SQLAlchemy asks a new connection is no statement of anybody's
+                if tell is not None and not isinstance(proxy, _AdhocProxiedConnection):
+                    tell(error, statement, cursor)
                 raise
 
         return execute_and_note

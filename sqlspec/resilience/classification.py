@@ -206,12 +206,19 @@ def is_unavailable(error: BaseException) -> bool:
 
 
 def is_ambiguous(error: BaseException) -> bool:
-    """Tell whether nobody knows if a transaction has taken place: the connection was lost in its COMMIT."""
-    if getattr(error, "ambiguous", False):
-        return True
-    # SQLAlchemy's error has that of the driver, or of its adapter, which is marked
-    in_commit = any(getattr(known, "in_commit", False) for known in (error, getattr(error, "orig", None)))
-    return in_commit and classify(error) in _LOST
+    """Tell whether nobody knows if something stays: the connection was lost in COMMIT, or in a statement that commits.
+
+    Under autocommit, that is each of them. What was certainly not sent is not ambiguous: no connection could be opened,
+    or the driver knew before that it was closed.
+    """
+    if isinstance(error, ConnectionLost):
+        return error.ambiguous
+    # SQLAlchemy's error has that of the driver, or of its adapter, which is marked; asyncio's TimeoutError has a
+    # cancellation as its cause
+    known = (error, getattr(error, "orig", None), error.__cause__)
+    if not any(getattr(one, "in_commit", False) for one in known) or classify(error) not in _LOST:
+        return False
+    return _dbapi_name(error.orig if isinstance(error, exc.DBAPIError) and error.orig else error) != "InterfaceError"
 
 
 def is_safe_to_repeat(error: BaseException) -> bool:

@@ -12,9 +12,11 @@ from sqlalchemy import Connection, CursorResult, Engine, Result, exc
 from sqlalchemy.pool import PoolProxiedConnection
 
 from sqlspec.adapters import Driver, TransactionOptions
+from sqlspec.adapters.commits import commits
 from sqlspec.engine import adopt_transaction, borrow, discard, wanted_autocommit
-from sqlspec.exceptions import PoolClosed
+from sqlspec.exceptions import ConnectionLost, PoolClosed
 from sqlspec.pool import count_error, forks, slot_of
+from sqlspec.resilience import is_ambiguous
 from sqlspec.session.recovery import clean_up_after, recover
 from sqlspec.session.result import ClosedCursor
 from sqlspec.session.shared import SharedConnection
@@ -57,6 +59,8 @@ class BaseSession(OneAtATime):
     _by_hand = False
     # whether a COMMIT has failed, after which only a rollback leads on
     _uncommitted = False
+    # whether something that ran here stays, whatever comes
+    _has_committed = False
     # whether a statement was cancelled, and the transaction with it
     _is_lost = False
     _closed = False
@@ -112,6 +116,7 @@ class BaseSession(OneAtATime):
                 self._uncommitted = True
                 self._fail(error)
             self._in_transaction = False
+            self._has_committed = True
             self._transactions += 1
         else:
             self._require_open()
@@ -143,6 +148,7 @@ class BaseSession(OneAtATime):
                 self._driver.end(self._driver_connection, how)
             except BaseException as error:  # noqa: BLE001  # always raised again
                 self._fail(error)
+            self._has_committed |= how == "commit"
         self._in_transaction = self._by_hand = self._uncommitted = False
         self._transactions += 1
         if connection is not None:
@@ -354,7 +360,29 @@ class BaseSession(OneAtATime):
             count_error(self._slot)
         if self._driver.is_async:
             if isinstance(error, asyncio.CancelledError) and recover(self._driver, self._driver_connection, cursor):
+                self._judge(error, statement)
                 self._is_lost = not self._autocommit
                 raise error
             self._driver.note(error, dialect, self._driver_connection)
         self._adopt()._handle_dbapi_exception(error, statement, parameters, cursor, None)
+
+    def _judge(self, error: BaseException, statement: str | None) -> None:
+        """Tell of a lost connection whether something may stay of what was under way: the whole transaction, at COMMIT.
+
+        Raises:
+            ConnectionLost: nobody knows whether it does.
+        """
+        if not isinstance(error, (exc.DBAPIError, asyncio.CancelledError)):
+            return
+        origin: Any = error.orig if isinstance(error, exc.DBAPIError) else error
+        if self._options is not None and self._options.read_only:
+            # there is nothing that could
+            origin.in_commit = False
+        elif statement is not None or not hasattr(origin, "in_commit"):
+            ends = statement is not None and commits(statement, self._driver.syntax)
+            self._has_committed |= ends
+            origin.in_commit = ends or (self._autocommit and not self._by_hand)
+        if isinstance(error, exc.DBAPIError) and is_ambiguous(error):
+            what = "COMMIT" if statement is None else "a statement that commits"
+            told = f"the connection was lost in {what}: nobody knows whether the server has carried it out"
+            raise ConnectionLost(told, ambiguous=True, orig=origin) from error

@@ -316,6 +316,10 @@ class Connection(OneAtATime):
             recover(self._driver, self._connection, cursor)
             self._proxy.invalidate(error)
 
+    def _is_autocommit(self) -> bool:
+        """Tell whether statements commit by themselves; to a connection that is lost already, none is sent."""
+        return not self._closed and self._proxy.is_valid and self._driver.is_autocommit(self._connection)
+
     def _is_disconnect(self, error: Exception, cursor: Any) -> bool:
         if not isinstance(error, self._errors.Error):
             return False
@@ -417,6 +421,8 @@ class Cursor:
             if connection._driver.is_async:
                 connection._driver.skip_further(self._cursor)
         except (Exception, asyncio.CancelledError) as error:
+            if statement.commits or connection._is_autocommit():
+                error.in_commit = True  # type: ignore[union-attr]  # for `sqlspec.resilience.is_ambiguous`
             if statement.controls == "unseen":
                 connection._after(statement)
             connection._failed(error, self._cursor)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
+from sqlspec.adapters.commits import BLANK, FOR_ONE, commits
 from sqlspec.adapters.driver import Language, Syntax
 
 __all__ = ["PlaceholderError", "Statement", "bind", "bind_rows", "is_query", "is_single", "prepare", "rows_of"]
@@ -30,6 +31,7 @@ class Statement:
         order: the names of its numbered placeholders, where the driver takes no names.
         reads: whether a rollback would lose nothing of it.
         opens: whether it belongs in a transaction (SQLite's VACUUM and PRAGMA do not, nor what begins one).
+        commits: whether it may commit what has run in its transaction.
         controls: what it does to a transaction itself: ``begin``, ``end``, or ``unseen``, where nobody can tell.
         lingers: whether something of it may stand in the way of others behind its first row, or its first rows: changes
             on SQLite whose rows are not read; on MySQL further results, which are seen in the server's answer only.
@@ -44,6 +46,7 @@ class Statement:
     order: tuple[str, ...] | None = None
     reads: bool = False
     opens: bool = True
+    commits: bool = False
     controls: Literal["begin", "end", "unseen"] | None = None
     lingers: bool = False
     alters: bool = False
@@ -90,8 +93,7 @@ _DRIVERS_OWN: dict[Language, re.Pattern[str]] = {
     "postgresql $1": re.compile(r"\$\d"),
     "mysql": _PERCENT,
 }
-_BLANK = r"(?>\s|(?:--|\#)[^\n]*+(?:\n|\Z)|/\*(?:[^*]++|\*(?!/))*+\*/|\()*+"
-_FIRST_WORD = re.compile(rf"{_BLANK}([A-Za-z]++)")
+_FIRST_WORD = re.compile(rf"{BLANK}([A-Za-z]++)")
 _QUERYING = frozenset({"SELECT", "VALUES", "WITH", "TABLE"})
 _READING = _QUERYING | {"SHOW", "EXPLAIN", "DESCRIBE", "DESC", "PRAGMA", "SET"}
 # a query that begins like one and may change something all the same; found too often, never too rarely
@@ -108,13 +110,11 @@ _CONTROLS: dict[str, Literal["begin", "end"]] = {
 }
 # What may leave a transaction open under autocommit: MySQL's procedures, what EXECUTE runs, its code in comments, XA,
 # autocommit itself.
-_UNSEEN = re.compile(rf"\s*+/\*M?!|{_BLANK}(?:CALL\b|EXECUTE\b|XA\b|SET\b.*\bautocommit\b)", re.IGNORECASE | re.DOTALL)
-# MariaDB's variables for one statement, which comes behind them
-_FOR_ONE = re.compile(rf"{_BLANK}SET\s++STATEMENT\b(?:'[^']*+'|[^'])*?\bFOR\b", re.IGNORECASE)
+_UNSEEN = re.compile(rf"\s*+/\*M?!|{BLANK}(?:CALL\b|EXECUTE\b|XA\b|SET\b.*\bautocommit\b)", re.IGNORECASE | re.DOTALL)
 _TO = re.compile(r"\bTO\b", re.IGNORECASE)
 _TEMPORARY = re.compile(r"\b(?:TEMPORARY|PREPARE)\b", re.IGNORECASE)
 # what is new changes no plan that there is
-_REPLACING = re.compile(rf"{_BLANK}(?:ALTER|DROP|CREATE\s++OR\s++REPLACE)\b", re.IGNORECASE)
+_REPLACING = re.compile(rf"{BLANK}(?:ALTER|DROP|CREATE\s++OR\s++REPLACE)\b", re.IGNORECASE)
 # MySQL commits before and after these: nothing of them is lost
 _COMMITTING = frozenset({"ALTER", "CREATE", "DROP", "GRANT", "RENAME", "REVOKE", "TRUNCATE"})
 _ROWS = frozenset({tuple, list, dict})
@@ -133,7 +133,8 @@ def prepare(sql: str, language: Language, style: Style) -> Statement:
     """
     syntax = _SYNTAXES[language]
     statement = Statement(sql) if style == "none" else _translate(sql, language, style)
-    if syntax == "mysql" and (behind := _FOR_ONE.match(sql)):
+    statement.commits = commits(sql, syntax)
+    if syntax == "mysql" and (behind := FOR_ONE.match(sql)):
         sql = sql[behind.end() :]
     word = _FIRST_WORD.match(sql)
     first = word[1].upper() if word else ""

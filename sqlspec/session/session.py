@@ -9,6 +9,7 @@ from typing import Any, NoReturn, TypeVar, cast, overload
 
 from sqlalchemy import ClauseElement, CursorResult, Executable, FunctionElement, Result, exc
 
+from sqlspec.adapters.commits import commits
 from sqlspec.adapters.loading import Position, RowProblem, Target
 from sqlspec.engine import adopt_transaction
 from sqlspec.exceptions import LoadError
@@ -208,6 +209,8 @@ class Session(BaseSession):
 
     def _receive(self, result: CursorResult[Any]) -> None:
         context = result.context
+        if commits(context.statement, self._driver.syntax):
+            self._has_committed = True
         if context._is_server_side:
             self._open_stream(result)
         elif result.returns_rows and prepare(context.statement, self._driver.language, "none").lingers:
@@ -281,6 +284,8 @@ class Session(BaseSession):
             if statement.controls == "unseen":
                 self._follow("unseen")
             self._fail(error, cursor, statement.text, parameters)
+        if statement.commits:
+            self._has_committed = True
         if statement.alters:
             self._driver.schema_changes(engine.dialect)
         if statement.controls is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from sqlalchemy import Connection, CursorResult, Engine
 from sqlalchemy.pool import PoolProxiedConnection
@@ -17,6 +17,10 @@ class Owner(Protocol):
     def _require_free(self) -> None: ...
 
     def _receive(self, result: CursorResult[Any]) -> None: ...
+
+    def _judge(self, error: BaseException, statement: str | None) -> None: ...
+
+    _has_committed: bool
 
 
 class SharedConnection(Connection):
@@ -38,3 +42,20 @@ class SharedConnection(Connection):
         if owner is not None:
             owner._receive(result)
         return result
+
+    def _commit_impl(self) -> None:
+        super()._commit_impl()
+        owner = self._owner()
+        if owner is not None:
+            owner._has_committed = True
+
+    def _handle_dbapi_exception(
+        self, e: BaseException, statement: str | None, *arguments: Any, **options: Any
+    ) -> NoReturn:
+        try:
+            super()._handle_dbapi_exception(e, statement, *arguments, **options)
+        except BaseException as error:
+            owner = self._owner()
+            if owner is not None:
+                owner._judge(error, statement)
+            raise
