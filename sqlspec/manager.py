@@ -7,12 +7,13 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import TypeVar, Unpack
 
 import sqlalchemy
 from sqlalchemy import Engine
 from sqlalchemy.pool import Pool, PoolProxiedConnection
-from sqlalchemy.util import greenlet_spawn
+from sqlalchemy.util import await_only, greenlet_spawn
 
 from sqlspec.adapters import Driver, TransactionOptions, driver_for
 from sqlspec.adapters.sqlite import SQLiteConnectionConfig
@@ -28,9 +29,13 @@ from sqlspec.pool import (
     checkout_deadline,
     tell_of_forks,
 )
+from sqlspec.resilience import RetryOptions
 from sqlspec.session import AsyncConnection, AsyncSession, Connection, Session
+from sqlspec.session.transaction import Sessions, run_transaction
 
 __all__ = ["PooledConnectionManager"]
+
+T = TypeVar("T")
 
 _logger = logging.getLogger("sqlspec")
 
@@ -272,6 +277,39 @@ class PooledConnectionManager:
         """
         return AsyncSession(self._session(self.source(is_async=True), timeout, autocommit, read_only, isolation_level))
 
+    def run_transaction(
+        self,
+        fn: Callable[[Session], T],
+        read_only: bool = False,
+        isolation_level: str | None = None,
+        **retry: Unpack[RetryOptions],
+    ) -> T:
+        """Run a function in a transaction, as a whole, as `SQLSpec.run_transaction`."""
+        return run_transaction(self._sessions(False, read_only, isolation_level), fn, **retry)
+
+    async def arun_transaction(
+        self,
+        fn: Callable[[AsyncSession], Awaitable[T]],
+        read_only: bool = False,
+        isolation_level: str | None = None,
+        **retry: Unpack[RetryOptions],
+    ) -> T:
+        """Run an asynchronous function in a transaction, as a whole, as `SQLSpec.arun_transaction`."""
+        sessions = self._sessions(True, read_only, isolation_level)
+
+        def call(session: Session) -> T:
+            return await_only(fn(AsyncSession(session)))
+
+        return await greenlet_spawn(run_transaction, sessions, call, _sleep_in_task, **retry)
+
+    def _sessions(self, is_async: bool, read_only: bool, isolation_level: str | None) -> Sessions:
+        def opened(timeout: float | None, read_only: bool, isolation_level: str | None) -> Session:
+            return self._session(self.source(is_async=is_async), timeout, False, read_only, isolation_level)
+
+        return Sessions(
+            lambda timeout: opened(timeout, read_only, isolation_level), lambda timeout: opened(timeout, True, None)
+        )
+
     def _session(
         self,
         source: EngineSource,
@@ -368,3 +406,7 @@ def _running_loop() -> asyncio.AbstractEventLoop:
         return asyncio.get_running_loop()
     except RuntimeError:
         raise ConfigError("no event loop runs here: call this in a coroutine, or use get_session()") from None
+
+
+def _sleep_in_task(seconds: float) -> None:
+    await_only(asyncio.sleep(seconds))

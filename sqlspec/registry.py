@@ -7,10 +7,10 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from sqlalchemy import Engine
 
@@ -20,12 +20,15 @@ from sqlspec.environment import EnvironmentConfig, read_toml
 from sqlspec.exceptions import ConfigError, PoolClosed
 from sqlspec.manager import PooledConnectionManager
 from sqlspec.pool import Holder, PoolStats, tell_of_forks
+from sqlspec.resilience import RetryOptions
 from sqlspec.session import AsyncConnection, AsyncSession, Connection, Session
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 __all__ = ["SQLSpec"]
+
+T = TypeVar("T")
 
 _logger = logging.getLogger("sqlspec")
 
@@ -182,6 +185,54 @@ class SQLSpec:
             PoolClosed: after `close`.
         """
         return self._manager(name).get_async_session(timeout, autocommit, read_only, isolation_level)
+
+    def run_transaction(
+        self,
+        name: str,
+        fn: Callable[[Session], T],
+        *,
+        read_only: bool = False,
+        isolation_level: str | None = None,
+        **retry: Unpack[RetryOptions],
+    ) -> T:
+        """Run a function in a transaction, commit, and return what it returns; all of it again where that helps.
+
+        The function gets a session, and nothing else of it may stay when it is called again: not before its transaction
+        is rolled back, after a deadlock, transactions that cannot be put in an order, or the loss of the connection. It
+        is not called again once something has been committed in it. What it raises otherwise goes on untouched.
+
+        A COMMIT without an answer is followed up on PostgreSQL, by the number of the transaction: for that it is asked
+        before each COMMIT of what is not ``read_only``, which is a round trip. The server is asked on another
+        connection, as long as it says that it is still at it and ``timeout`` allows; without a timeout for 30 seconds.
+
+        Args:
+            name: of the config.
+            fn: what to run.
+            read_only: that it reads only.
+            isolation_level: that of the transaction.
+            retry: ``max_attempts``, ``backoff_factor``, ``max_delay``, ``initial_delay``, ``timeout`` and ``retry_on``,
+                as of `with_retry`. The timeout bounds the checkouts as well.
+
+        Raises:
+            ConnectionLost: the connection was lost in COMMIT. With ``ambiguous``, nobody knows whether it took place:
+                the database cannot be asked, or has crashed, or does not answer in time.
+            ConfigError: there is no such name, or an argument is out of range.
+            TypeError: the function is asynchronous.
+            Exception: what the function raises, or the database, at the last attempt.
+        """
+        return self._manager(name).run_transaction(fn, read_only, isolation_level, **retry)
+
+    async def arun_transaction(
+        self,
+        name: str,
+        fn: Callable[[AsyncSession], Awaitable[T]],
+        *,
+        read_only: bool = False,
+        isolation_level: str | None = None,
+        **retry: Unpack[RetryOptions],
+    ) -> T:
+        """Run an asynchronous function in a transaction, as `run_transaction`, in the running event loop."""
+        return await self._manager(name).arun_transaction(fn, read_only, isolation_level, **retry)
 
     def get_async_engine(self, name: str = "default") -> AsyncEngine:
         """Return the SQLAlchemy engine behind a name for the running event loop.

@@ -97,6 +97,12 @@ class RegistryInTasks:
     def create_connection(self, *arguments: Any, **options: Any) -> Any:
         return self.get_connection(*arguments, **options)._connection
 
+    def run_transaction(self, name: str, fn: Callable[[Any], Any], **options: Any) -> Any:
+        async def call(session: AsyncSession) -> Any:
+            return await asyncio.to_thread(fn, InTasks(self._loop, session))
+
+        return self._loop.call(self._registry.arun_transaction, name, call, **options)
+
     def get_engine(self, name: str = "default") -> Any:
         return self._loop.call(self._registry.get_async_engine, name).sync_engine
 

@@ -96,6 +96,12 @@ class Driver(ABC):
     streams_queries_only: ClassVar[bool] = False
     # whether executemany() sends rows before those before them are answered, or reads all of them before it sends one
     sends_ahead: ClassVar[bool] = False
+    # Where the server can be asked what became of a transaction: the query for its number, NULL while it has written
+    # nothing; that for something that is another after a crash and on another server; and that for the outcome of a
+    # number, and the other thing as it is then.
+    number_query: ClassVar[str] = ""
+    server_query: ClassVar[str] = ""
+    outcome_query: ClassVar[str] = ""
     # whether closing a connection a second time is an error, which PEP 249 leaves open
     closes_once: ClassVar[bool] = False
 

@@ -112,6 +112,14 @@ class PostgreSQLDriver(Driver):
     extra = "postgresql"
     syntax = "postgresql"
     language: ClassVar[Language] = "postgresql"
+    number_query = "SELECT CAST(pg_current_xact_id_if_assigned() AS text)"
+    # Numbers that were not on disk yet are given again after a crash, and by a standby that is promoted. Statistics
+    # begin anew after a crash, go on after a shutdown, and are each server's own.
+    server_query = "SELECT CAST(extract(epoch FROM stats_reset) AS text) FROM pg_stat_bgwriter"
+    outcome_query = (
+        "SELECT pg_xact_status(CAST(CAST(? AS text) AS xid8)), CAST(extract(epoch FROM stats_reset) AS text) "
+        "FROM pg_stat_bgwriter"
+    )
 
     _config: PostgreSQLConfig
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import tenacity
 
@@ -13,11 +13,22 @@ from sqlspec.exceptions import CircuitOpenError, ConfigError
 from sqlspec.resilience.calls import outcome_of
 from sqlspec.resilience.classification import is_safe_to_repeat
 
-__all__ = ["awith_retry", "with_retry"]
+__all__ = ["RetryOptions", "awith_retry", "policy", "with_retry"]
 
 T = TypeVar("T")
 
 _logger = logging.getLogger("sqlspec.retry")
+
+
+class RetryOptions(TypedDict, total=False):
+    """Say how often and when something is tried again: the options of `with_retry`, with its defaults."""
+
+    max_attempts: int
+    backoff_factor: float
+    max_delay: float
+    initial_delay: float
+    timeout: float | None
+    retry_on: Callable[[BaseException], bool]
 
 
 def with_retry(
@@ -57,8 +68,8 @@ def with_retry(
     def attempt() -> T:
         return outcome_of(func, "awith_retry")
 
-    policy = _policy(max_attempts, backoff_factor, max_delay, initial_delay, timeout, retry_on)
-    return tenacity.Retrying(**policy)(attempt)
+    rules = policy(max_attempts, backoff_factor, max_delay, initial_delay, timeout, retry_on)
+    return tenacity.Retrying(**rules)(attempt)
 
 
 async def awith_retry(
@@ -76,19 +87,23 @@ async def awith_retry(
     async def attempt() -> T:
         return await func()
 
-    policy = _policy(max_attempts, backoff_factor, max_delay, initial_delay, timeout, retry_on)
-    return await tenacity.AsyncRetrying(**policy)(attempt)
+    rules = policy(max_attempts, backoff_factor, max_delay, initial_delay, timeout, retry_on)
+    return await tenacity.AsyncRetrying(**rules)(attempt)
 
 
-def _policy(
-    max_attempts: int,
-    backoff_factor: float,
-    max_delay: float,
-    initial_delay: float,
-    timeout: float | None,
-    retry_on: Callable[[BaseException], bool],
+def policy(
+    max_attempts: int = 3,
+    backoff_factor: float = 2.0,
+    max_delay: float = 30.0,
+    initial_delay: float = 0.1,
+    timeout: float | None = None,
+    retry_on: Callable[[BaseException], bool] = is_safe_to_repeat,
 ) -> dict[str, Any]:
-    """Return what tenacity is told."""
+    """Return what tenacity is told.
+
+    Raises:
+        ConfigError: an argument is out of range.
+    """
     if not max_attempts >= 1:
         raise ConfigError(f"max_attempts={max_attempts}: at least 1, the first one counts", "max_attempts")
     if not 1 <= backoff_factor < math.inf:

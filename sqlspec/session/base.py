@@ -104,6 +104,10 @@ class BaseSession(OneAtATime):
         """Tell whether statements have run that are not yet committed or rolled back."""
         return self._in_transaction or (self._connection is not None and self._connection.in_transaction())
 
+    @property
+    def _reads_only(self) -> bool:
+        return self._options is not None and self._options.read_only
+
     # -- transactions
 
     def commit(self) -> None:
@@ -267,6 +271,10 @@ class BaseSession(OneAtATime):
         self._driver_connection = proxy.dbapi_connection
         self._slot = slot_of(proxy)
 
+    def _info(self) -> dict[Any, Any]:
+        """Return what is known of the connection, as long as it is that one."""
+        return cast("PoolProxiedConnection", self._proxy).info
+
     def _require_open(self) -> None:
         if self._closed:
             raise exc.ResourceClosedError("This session is closed: get a new one with get_session().")
@@ -375,7 +383,7 @@ class BaseSession(OneAtATime):
         if not isinstance(error, (exc.DBAPIError, asyncio.CancelledError)):
             return
         origin: Any = error.orig if isinstance(error, exc.DBAPIError) else error
-        if self._options is not None and self._options.read_only:
+        if self._reads_only:
             # there is nothing that could
             origin.in_commit = False
         elif statement is not None or not hasattr(origin, "in_commit"):
