@@ -65,7 +65,7 @@ def test_a_session_whose_commit_has_no_answer_says_that_nobody_knows(any_spec: A
 @pytest.mark.parametrize("statement", [INSERT, "SELECT 1"])
 @pytest.mark.parametrize("way", ["a string", "sqlalchemy"])
 def test_a_statement_that_is_lost_under_autocommit_may_have_taken_place(
-    any_spec: Any, far: LosingProxy, way: str, statement: str
+    any_spec: Any, far: LosingProxy, database: Database, way: str, statement: str
 ) -> None:
     """A query as well: functions change things, and views call them."""
     for name, options in {"far": {"autocommit": True}, "autocommit": {}}.items():
@@ -75,8 +75,11 @@ def test_a_statement_that_is_lost_under_autocommit_may_have_taken_place(
             with pytest.raises(ConnectionLost, match="a statement that commits") as caught:
                 session.execute(statement if way == "a string" else text(statement))
             assert caught.value.ambiguous
+            session.rollback()
         if statement == INSERT:
-            assert names(any_spec) == ["once"]
+            # asyncpg had not come further than to prepare it
+            asyncpg = not isinstance(any_spec, SQLSpec) and database.config().driver().name == "psycopg2"
+            assert names(any_spec) == ([] if asyncpg else ["once"])
             with any_spec.get_session("primary") as session:
                 session.execute("DELETE FROM users")
     assert far.fired == {"swallow_answer": 2}
@@ -177,13 +180,14 @@ def test_a_statement_that_commits_by_the_way_may_have_done_so(any_spec: Any, far
         with pytest.raises(ConnectionLost) as caught:
             session.execute(create if way == "a string" else text(create))
         assert caught.value.ambiguous
+        session.rollback()
     assert names(any_spec) == ["once"]
 
 
 @on_servers
 def test_what_was_not_sent_is_not_ambiguous(any_spec: Any, database: Database) -> None:
     any_spec.register_config(database.config(port=free_port(), autocommit=True), "nobody")
-    with pytest.raises(exc.DBAPIError) as caught, any_spec.get_session("nobody") as session:
+    with pytest.raises((exc.DBAPIError, OSError)) as caught, any_spec.get_session("nobody") as session:
         session.execute(INSERT)
     assert is_safe_to_repeat(caught.value)
 
