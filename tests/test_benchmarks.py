@@ -95,3 +95,11 @@ def test_the_benchmark_of_health_hears_the_right_words() -> None:
     # how long it takes is for `tox -e benchmarks`
     words = re.findall(r" (up|degraded|down|\S+/\S+) +(?:at most|median) ", done.stdout)
     assert words == ["up", "degraded", "up", "up", "down", "down", "down", "up"] * 2, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("how", [["cuts"], ["cuts", "--tasks"], ["deadlocks"]])
+def test_money_that_is_moved_while_everything_fails_is_all_there(how: list[str]) -> None:
+    command = [sys.executable, str(FOLDER / "ledger.py"), *how, "--calls", "300"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(" 0 lost, 0 duplicated") == 2, done.stdout

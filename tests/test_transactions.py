@@ -59,9 +59,13 @@ def far(any_spec: Any, database: Database) -> Iterator[LosingProxy]:
 # -- what is run again, and what is not
 
 
-def test_what_the_function_returns_is_returned_once_it_is_committed(any_spec: Any) -> None:
-    work = Work()
-    assert any_spec.run_transaction("primary", work) == "done"
+@pytest.mark.parametrize("autocommit", [False, True])
+def test_what_the_function_returns_is_returned_once_it_is_committed(
+    any_spec: Any, database: Database, autocommit: bool
+) -> None:
+    any_spec.register_config(database.config(autocommit=autocommit), "own")
+    work = Work(lambda session: session.begin_nested())
+    assert any_spec.run_transaction("own", work) == "done"
     assert (work.calls, names(any_spec)) == (1, ["once"])
 
 

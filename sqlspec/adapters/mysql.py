@@ -355,6 +355,10 @@ class MySQLClient(_MySQLDriver):
     def _run(self, connection: Any, statement: str) -> None:
         self.within(connection, connection.query, statement)
 
+    def is_autocommit(self, connection: Any) -> bool:
+        # of a connection that is closed it cannot be asked
+        return bool(connection.open) and super().is_autocommit(connection)
+
     def discard(self, connection: Any) -> bool:
         url, charset = self._config.parsed_url, self._config.charset
         # the client library's is as at the beginning afterwards, the driver's is not

@@ -380,7 +380,8 @@ class BaseSession(OneAtATime):
         Raises:
             ConnectionLost: nobody knows whether it does.
         """
-        if not isinstance(error, (exc.DBAPIError, asyncio.CancelledError)):
+        # OSError: asynchronous drivers may let one through
+        if not isinstance(error, (exc.DBAPIError, OSError, asyncio.CancelledError)):
             return
         origin: Any = error.orig if isinstance(error, exc.DBAPIError) else error
         if self._reads_only:
@@ -390,7 +391,7 @@ class BaseSession(OneAtATime):
             ends = statement is not None and commits(statement, self._driver.syntax)
             self._has_committed |= ends
             origin.in_commit = ends or (self._autocommit and not self._by_hand)
-        if isinstance(error, exc.DBAPIError) and is_ambiguous(error):
+        if not isinstance(error, asyncio.CancelledError) and is_ambiguous(error):
             what = "COMMIT" if statement is None else "a statement that commits"
             told = f"the connection was lost in {what}: nobody knows whether the server has carried it out"
             raise ConnectionLost(told, ambiguous=True, orig=origin) from error

@@ -20,6 +20,7 @@ from sqlspec import (
     CircuitBreaker,
     ConfigError,
     Connection,
+    ConnectionLost,
     ConnectionTimeout,
     Cursor,
     DatabaseHealth,
@@ -122,6 +123,27 @@ def many_rows(one: Session, other: Session, connection: Connection) -> None:
     assert_type(statement, PreparedStatement)
     assert_type(statement.execute((1,)), Cursor)
     assert_type(LoadError("users", ValueError(), 5).position, int | None)
+
+
+def transactions(spec: SQLSpec) -> None:
+    def count(session: Session) -> int:
+        return len(session.execute("SELECT 1").all())
+
+    assert_type(spec.run_transaction("primary", count), int)
+    spec.run_transaction("primary", count, read_only=True, isolation_level="SERIALIZABLE", max_attempts=5, timeout=1.0)
+    spec.run_transaction("primary", count, max_attempt=5)  # type: ignore[call-arg]  # misspelt
+    spec.run_transaction("primary", len)  # type: ignore[arg-type]  # a session has no length
+    lost: sa.exc.OperationalError = ConnectionLost("x", ambiguous=True)
+    assert_type(ConnectionLost("x").ambiguous, bool)
+    raise lost
+
+
+async def transactions_in_tasks(spec: SQLSpec) -> None:
+    async def count(session: AsyncSession) -> int:
+        return len(await session.execute("SELECT 1").all())
+
+    assert_type(await spec.arun_transaction("primary", count, max_attempts=5), int)
+    await spec.arun_transaction("primary", len)  # type: ignore[arg-type]  # not asynchronous
 
 
 def rows(session: Session) -> None:
