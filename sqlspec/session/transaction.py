@@ -100,7 +100,9 @@ class _Transaction(Generic[T]):
             ConnectionLost: the error, where nobody can say.
         """
         if commit.number is None:
-            return False
+            # it may have notified somebody, or written elsewhere: on foreign tables
+            error.add_note("sqlspec: it has written nothing here to ask for; read_only=True says that nothing can stay")
+            raise error from error.__cause__
         asking = tenacity.Retrying(
             retry=tenacity.retry_if_exception(lambda e: isinstance(e, _InProgress) or is_safe_to_repeat(e)),
             wait=tenacity.wait_random_exponential(multiplier=0.02, max=1.0),
