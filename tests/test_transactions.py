@@ -351,13 +351,13 @@ def _in_thread(spec: Any, work: Work, **options: Any) -> tuple[threading.Thread,
 def test_a_commit_that_is_still_under_way_is_waited_for(spec: SQLSpec, any_spec: Any, far: LosingProxy) -> None:
     slow, work = _Slow(spec), Work()
     with spec.get_session("primary") as holder:
-        holder.execute("SELECT pg_advisory_lock(7)")
+        holder.execute("SELECT pg_advisory_xact_lock(7)")
         thread, outcome = _in_thread(any_spec, work)
         wait_until(slow.is_reached)
         far.cut()
         wait_until(lambda: _has_asked(any_spec))
         assert outcome == []
-        holder.execute("SELECT pg_advisory_unlock(7)")
+        holder.rollback()
     thread.join(20)
     assert (outcome, work.calls, names(any_spec)) == (["done"], 1, ["once"])
 
@@ -365,13 +365,15 @@ def test_a_commit_that_is_still_under_way_is_waited_for(spec: SQLSpec, any_spec:
 @on_postgresql
 def test_a_commit_that_stays_under_way_is_told_at_the_deadline(spec: SQLSpec, any_spec: Any, far: LosingProxy) -> None:
     slow, work = _Slow(spec), Work()
+    # so that it need not connect before its deadline
+    any_spec.run_transaction("far", lambda session: session.execute("SELECT 1"))
     with spec.get_session("primary") as holder:
-        holder.execute("SELECT pg_advisory_lock(7)")
-        thread, outcome = _in_thread(any_spec, work, timeout=1.0)
+        holder.execute("SELECT pg_advisory_xact_lock(7)")
+        thread, outcome = _in_thread(any_spec, work, timeout=2.0)
         wait_until(slow.is_reached)
         far.cut()
         thread.join(20)
-        holder.execute("SELECT pg_advisory_unlock(7)")
+        holder.rollback()
     assert isinstance(outcome[0], ConnectionLost)
     assert outcome[0].ambiguous
     assert "in progress" in outcome[0].__notes__[0]
@@ -386,7 +388,7 @@ def test_a_crash_in_commit_is_told(
     """The number may have been given again since then: to one of the later transactions, which have committed."""
     slow, work = _Slow(spec), Work()
     holder = spec.get_session("primary")
-    holder.execute("SELECT pg_advisory_lock(7)")
+    holder.execute("SELECT pg_advisory_xact_lock(7)")
     thread, outcome = _in_thread(any_spec, work)
     wait_until(slow.is_reached)
     far.refuse()
@@ -481,7 +483,7 @@ def test_a_task_that_is_cancelled_while_it_asks_holds_no_connection(spec: SQLSpe
             await session.execute(INSERT, ("once",))
 
         holder = spec.get_session("primary")
-        holder.execute("SELECT pg_advisory_lock(7)")
+        holder.execute("SELECT pg_advisory_xact_lock(7)")
         task = asyncio.create_task(registry.arun_transaction("far", work))
         await asyncio.to_thread(wait_until, slow.is_reached)
         proxy.cut()
@@ -489,7 +491,7 @@ def test_a_task_that_is_cancelled_while_it_asks_holds_no_connection(spec: SQLSpe
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        holder.execute("SELECT pg_advisory_unlock(7)")
+        holder.rollback()
         holder.close()
         assert registry.get_pool_stats("far").checked_out == 0
         await registry.aclose()

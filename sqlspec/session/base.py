@@ -393,5 +393,5 @@ class BaseSession(OneAtATime):
             origin.in_commit = ends or (self._autocommit and not self._by_hand)
         if not isinstance(error, asyncio.CancelledError) and is_ambiguous(error):
             what = "COMMIT" if statement is None else "a statement that commits"
-            told = f"the connection was lost in {what}: nobody knows whether the server has carried it out"
+            told = f"the connection was lost in {what}, and nobody knows whether it was carried out: {origin}"
             raise ConnectionLost(told, ambiguous=True, orig=origin) from error
