@@ -83,7 +83,7 @@ class Readers:
 def reader(spec: SQLSpec) -> Callable[[], object]:
     def read() -> object:
         # reading, there is nothing to commit, and no COMMIT whose answer could be lost
-        with spec.get_session(autocommit=True) as session:
+        with spec.get_session(read_only=True) as session:
             return session.execute("SELECT 1").scalar_one()
 
     return read
