@@ -39,6 +39,7 @@ def names(spec: Any) -> list[str]:
         return list(session.execute("SELECT name FROM users").scalars())
 
 
+@pytest.mark.fault(75)
 @on_servers
 @pytest.mark.parametrize("way", ["a string", "sqlalchemy"])
 def test_a_session_whose_commit_has_no_answer_says_that_nobody_knows(any_spec: Any, far: LosingProxy, way: str) -> None:

@@ -91,6 +91,7 @@ def fail_until_open(spec: Any, breaker: CircuitBreaker, name: str = "guarded") -
 # -- on servers, in threads and tasks
 
 
+@pytest.mark.fault(77)
 @SERVERS
 def test_while_it_is_open_nobody_connects_and_then_one_does(
     register: Any, proxy: FaultProxy, breaker: CircuitBreaker, clock: Clock
@@ -183,6 +184,7 @@ def test_a_place_that_was_refused_is_not_in_the_way_of_living_connections(
     assert spec.get_pool_stats("guarded").checked_in == 1
 
 
+@pytest.mark.fault(78)
 @SERVERS
 def test_an_exhausted_pool_does_not_trip_it(register: Any, breaker: CircuitBreaker) -> None:
     spec = register(pool_size=1)
@@ -219,6 +221,7 @@ def test_a_server_that_says_nothing_trips_it(register: Any, proxy: FaultProxy, b
     assert "connecting took longer than 0.3 s" in str(caught.value.__cause__)
 
 
+@pytest.mark.fault(21)
 @SERVERS
 def test_a_wrong_password_does_not_trip_it(register: Any, breaker: CircuitBreaker) -> None:
     spec = register(password="wrong")

@@ -122,6 +122,7 @@ def refused(write: Write, spec: Any) -> BaseException:
     return caught.value
 
 
+@pytest.mark.fault(61)
 @on_servers
 @ways
 def test_a_write_that_is_refused_has_no_other_connection_lent_any_more(
@@ -322,6 +323,7 @@ def client(pair: Pair, request: pytest.FixtureRequest) -> Iterator[Any]:
             loop.end()
 
 
+@pytest.mark.fault(61)
 def test_a_switch_of_the_primary_costs_one_refused_write(pair: Pair, client: Any) -> None:
     write_in_session(client)
     pair.switch()
@@ -334,6 +336,7 @@ def test_a_switch_of_the_primary_costs_one_refused_write(pair: Pair, client: Any
     wait_until(lambda: not pair.primary.connections())
 
 
+@pytest.mark.fault(61)
 @pytest.mark.parametrize("client", ["psycopg2"], indirect=True)
 def test_a_primary_that_dies_is_followed_to_the_one_that_is_promoted(pair: Pair, client: Any) -> None:
     write_in_session(client)

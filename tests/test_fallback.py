@@ -86,6 +86,7 @@ def test_a_replica_serves_reads_while_the_primary_is_in_use(
     assert told == ["primary has no connection to give (exhausted): replica serves, read-only"] * 2
 
 
+@pytest.mark.fault(78)
 def test_a_replica_refuses_writes_in_every_transaction_and_only_there(exhausted: Any, fall_back: Any) -> None:
     for _ in range(2):
         with fall_back(timeout=PATIENCE) as connection:

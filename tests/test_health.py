@@ -92,6 +92,7 @@ def test_an_idle_connection_of_a_loop_is_asked_in_the_loop(registry: SQLSpec, da
     asyncio.run(main())
 
 
+@pytest.mark.fault(78)
 @pytest.mark.parametrize("database", ALL, indirect=True)
 def test_a_pool_that_is_in_use_as_a_whole_is_degraded(registry: SQLSpec, check: Check, database: Database) -> None:
     held = [registry.create_connection("primary") for _ in range(2)]

@@ -93,6 +93,7 @@ def test_a_connection_that_is_lost_before_commit_is_a_new_beginning(any_spec: An
     assert (work.calls, names(any_spec)) == (2, ["once"])
 
 
+@pytest.mark.fault(76)
 @on_servers
 def test_of_a_deadlock_both_transactions_land_once(any_spec: Any) -> None:
     with any_spec.get_session("primary") as session:
@@ -123,6 +124,7 @@ def test_of_a_deadlock_both_transactions_land_once(any_spec: Any) -> None:
     assert (failures, names(any_spec), len(calls)) == ([], ["a..", "b.."], 3)
 
 
+@pytest.mark.fault(76)
 @on_postgresql
 def test_transactions_that_cannot_be_put_in_an_order_begin_anew(any_spec: Any) -> None:
     def interfere(session: Any) -> None:
@@ -137,6 +139,7 @@ def test_transactions_that_cannot_be_put_in_an_order_begin_anew(any_spec: Any) -
     assert (work.calls, sorted(names(any_spec))) == (2, ["b", "once"])
 
 
+@pytest.mark.fault(58)
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_a_snapshot_of_sqlite_that_is_outdated_is_a_new_beginning(any_spec: Any, database: Database) -> None:
     calls = list[int]()
@@ -154,6 +157,7 @@ def test_a_snapshot_of_sqlite_that_is_outdated_is_a_new_beginning(any_spec: Any,
     other.close()
 
 
+@pytest.mark.fault(76)
 @on_mariadb
 def test_a_lock_that_is_not_given_in_time_is_the_callers_business(spec: SQLSpec, any_spec: Any) -> None:
     def wait(session: Any) -> None:
@@ -239,6 +243,7 @@ def test_the_deadline_bounds_the_checkout(any_spec: Any, database: Database) -> 
 # -- a COMMIT that has no answer
 
 
+@pytest.mark.fault(75)
 @on_postgresql
 def test_a_commit_that_took_place_is_found_out(any_spec: Any, far: LosingProxy) -> None:
     far.swallow_answer("COMMIT")
@@ -248,6 +253,7 @@ def test_a_commit_that_took_place_is_found_out(any_spec: Any, far: LosingProxy) 
     assert (work.calls, names(any_spec)) == (1, ["once"])
 
 
+@pytest.mark.fault(75)
 @on_postgresql
 def test_a_commit_that_did_not_arrive_is_found_out_and_all_is_run_again(any_spec: Any, far: LosingProxy) -> None:
     far.lost = "COMMIT"
@@ -262,6 +268,7 @@ def test_a_commit_that_did_not_arrive_is_found_out_and_all_is_run_again(any_spec
     assert names(any_spec) == ["once"]
 
 
+@pytest.mark.fault(75)
 @on_mariadb
 @pytest.mark.parametrize("arrives", [True, False])
 def test_elsewhere_it_is_told_and_never_run_again(any_spec: Any, far: LosingProxy, arrives: bool) -> None:
