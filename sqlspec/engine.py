@@ -35,7 +35,7 @@ from sqlspec.pool import (
     seconds_left,
     within,
 )
-from sqlspec.resilience import follow_failover
+from sqlspec.resilience import ErrorKind, classify, follow_failover
 
 __all__ = ["SESSION_STATE", "adopt_transaction", "borrow", "build_engine", "discard", "wanted_autocommit"]
 
@@ -123,6 +123,7 @@ def _pool_options(config: NoPoolSyncConfig, driver: Driver) -> dict[str, Any]:
             config.pool_reset_on_return, config.pool_reset_on_return
         ),
         "max_waiters": config.pool_max_waiters,
+        "is_full": _is_full,
         "nested_checkout": config.pool_nested_checkout,
         "leak_seconds": config.pool_leak_seconds,
         "slow_seconds": config.instrumentation.slow_checkout_seconds,
@@ -178,9 +179,11 @@ def _connect_through(engine: Engine, config: NoPoolSyncConfig, driver: Driver) -
             told = f"connecting took longer than {seconds:.3g} s"
             failure: Any = driver.timeout_error(engine.dialect.loaded_dbapi, told)
             # for `sqlspec.resilience.is_unavailable`
-            failure.was_hurried = seconds < min(_PATIENT, config.connect_timeout)
+            failure.says_nothing = seconds < min(_PATIENT, config.connect_timeout)
         except BaseException as error:  # noqa: BLE001  # raised again below, whatever it is
             failure = error
+            if _is_full(error) and isinstance(engine.pool, FairQueuePool) and engine.pool.total():
+                failure.says_nothing = True
         # The frames of a driver hold the password in their locals, and tracebacks may show locals.
         parameters.clear()
         _forget_frames(failure)
@@ -199,6 +202,11 @@ def _connect_through(engine: Engine, config: NoPoolSyncConfig, driver: Driver) -
             parameters.clear()
 
     engine.dialect.connect = open_connection  # type: ignore[method-assign]  # one engine's dialect, see above
+
+
+def _is_full(error: BaseException) -> bool:
+    """Tell whether the server has no connection left."""
+    return classify(error) is ErrorKind.CAPACITY
 
 
 def _in_time(seconds: float, driver: Driver, connect: Callable[[], Any]) -> Any:

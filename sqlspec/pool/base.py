@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from threading import get_ident
 from typing import Any, Literal
 
@@ -40,6 +41,7 @@ class SlotPool(QueuePool):
         timeout: float | None = 30.0,
         use_lifo: bool = False,
         max_waiters: int | None = None,
+        is_full: Callable[[BaseException], bool] | None = None,
         linger_seconds: float = 0.0,
         open_aside: bool = False,
         nested_checkout: NestedCheckout = "allow",
@@ -60,6 +62,7 @@ class SlotPool(QueuePool):
         Pool.__init__(self, creator, **options)
         self._timeout: float | None = timeout  # type: ignore[assignment]  # QueuePool takes None as well
         self._max_waiters = max_waiters
+        self._is_full = is_full
         self._linger_seconds = linger_seconds
         self._open_aside = open_aside
         self._nested_checkout: NestedCheckout = nested_checkout
@@ -96,6 +99,7 @@ class SlotPool(QueuePool):
             "timeout": self._timeout,
             "use_lifo": self._pool.use_lifo,
             "max_waiters": self._max_waiters,
+            "is_full": self._is_full,
             "linger_seconds": self._linger_seconds,
             "open_aside": self._open_aside,
             "nested_checkout": self._nested_checkout,

@@ -32,6 +32,8 @@ _GAVE_UP = object()
 _STARVED = 0.25
 # Seconds for each of those who wait, so that a crowd of them does not keep the processor busy by looking.
 _EACH = 0.005
+# Seconds for which a server that has no connection left is asked for none.
+_FULL = 1.0
 # Connections that are opened at the same time for those who wait.
 _OPENERS = 4
 
@@ -46,12 +48,19 @@ class HandOverPool(SlotPool):
     # -- checkout, where no connection is idle
 
     def _wait_for_slot(self, owner: Owner) -> Slot:
-        slots = self._pool
+        if self._max_waiters is not None and not self._pool.is_closed:
+            self._refuse_beyond(self._max_waiters)
+        begin = time.monotonic()
+        slot = self._wait_in_line(owner, begin, is_first=False)
+        while slot is None:
+            slot = self._wait_in_line(owner, begin, is_first=True)
+        return slot
+
+    def _wait_in_line(self, owner: Owner, begin: float, *, is_first: bool) -> Slot | None:
+        """Wait for a slot with a connection; None: the server has none left, and those of others may come back."""
+        slots, deadline = self._pool, checkout_deadline.get()
         if slots.is_closed:
             raise PoolClosed(CLOSED)
-        if self._max_waiters is not None:
-            self._refuse_beyond(self._max_waiters)
-        begin, deadline = time.monotonic(), checkout_deadline.get()
         patience = self._timeout if deadline is None else max(0.0, deadline - begin)
         if patience is None:
             patience = math.inf
@@ -61,7 +70,7 @@ class HandOverPool(SlotPool):
         waiter.is_starved = deadline is None and patience <= 0
         outcome: Any = None
         try:
-            slots.waiters.append(waiter)
+            (slots.waiters.appendleft if is_first else slots.waiters.append)(waiter)
             # who gives back looks for waiters after that, so that nothing is overlooked in between
             if slots.queue or slots.is_closed or len(slots.known) < slots.capacity:
                 self._settle()
@@ -86,9 +95,8 @@ class HandOverPool(SlotPool):
                 # otherwise it has been taken from the line; looking for it would take long in a long one
                 slots.leave(waiter)
         if isinstance(outcome, Slot):
-            if outcome.opened_at is None:
-                self._connect_first(outcome)
-            return outcome
+            is_there = outcome.opened_at is not None or self._connect_first(outcome)
+            return outcome if is_there else None
         if outcome is _GAVE_UP:
             slots.tally.note("timeouts")
             outcome = self._timed_out(owner, patience)
@@ -127,17 +135,31 @@ class HandOverPool(SlotPool):
             self._find_lost()
             self._settle()
             with contextlib.suppress(ValueError):
-                if slots.waiters.index(waiter) >= slots.capacity - len(slots.known) + len(slots.opening):
+                if slots.waiters.index(waiter) >= slots.limit() - len(slots.known) + len(slots.opening):
                     return
             waiter.wait(_STARVED)
 
-    def _connect_first(self, slot: Slot) -> None:
+    def _connect_first(self, slot: Slot) -> bool:
+        """Connect; tell whether that is done, and not rather to be waited for what others give back."""
         try:
             slot.get_connection()
-        except BaseException:
+        except BaseException as error:
             self._forget(slot)
+            if self._finds_full(error):
+                return False
             raise
         self._look_after_overflow()
+        return True
+
+    def _finds_full(self, error: BaseException) -> bool:
+        """Tell whether the server has no connection left but those of this pool; ask it for none for a while then."""
+        slots = self._pool
+        if self._is_full is None or not self._is_full(error):
+            return False
+        if not any(slot.is_open or slot.is_connecting for slot in slots.all()):
+            return False
+        slots.full_until = time.monotonic() + _FULL
+        return True
 
     # -- checkin: what is called from here never waits
 
@@ -294,7 +316,7 @@ class HandOverPool(SlotPool):
             slots.pick_for_closing(to_close, len(slots.queue) - slots.kept, "overflow", newest=True)
         if self._open_aside and not slots.is_closed:
             wanted = min(len(slots.waiters), _OPENERS)
-            while len(slots.opening) < wanted and len(slots.known) < slots.capacity:
+            while len(slots.opening) < wanted and len(slots.known) < slots.limit():
                 slot = slots.add(self._new_slot())
                 slots.opening[slot.ref] = None
                 to_open.append(slot)
@@ -304,7 +326,7 @@ class HandOverPool(SlotPool):
         with contextlib.suppress(IndexError):
             return slots.take()
         # where others may come back, it is opened aside for a while; the first one is opened by its caller
-        if len(slots.known) < slots.capacity and (waiter.is_starved or not (self._open_aside and slots.known)):
+        if len(slots.known) < slots.limit() and (waiter.is_starved or not (self._open_aside and slots.known)):
             return slots.add(self._new_slot())
         return None
 
@@ -339,7 +361,8 @@ class HandOverPool(SlotPool):
             if slots.waiters and not slots.is_closed:
                 slot.get_connection()
         except BaseException as error:  # noqa: BLE001  # it is raised by the waiter
-            slots.tell_first_waiter(error)
+            if not self._finds_full(error):
+                slots.tell_first_waiter(error)
         try:
             self._look_after_overflow()
             self._give_back(slot)

@@ -47,6 +47,8 @@ class FairQueuePool(UpkeepPool):
 
     Args:
         max_waiters: refuse a checkout at once where so many wait already.
+        is_full: tells of an error whether the server has no connection left. Then callers wait for those that the pool
+            has, instead of getting the error, and for a while none is opened.
         open_aside: connect in threads of the pool's own for callers that wait; they take what comes first.
         linger_seconds: how long overflow connections stay that are not needed; 0: closed when they come back.
         nested_checkout: what a thread or task is told that asks for another connection while it holds one.

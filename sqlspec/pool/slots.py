@@ -62,6 +62,8 @@ class Slots:
         self.retry_at = 0.0
         # when and why connecting failed last, None after a success
         self.last_failure: tuple[float, BaseException] | None = None
+        # until when the server is taken to have no further connection
+        self.full_until = 0.0
         # until when an explanation of a timeout may be told again, and what it says
         self.explained: tuple[float, str] | None = None
         # the pool's own work on an event loop, the loop that looks after it, and its next look
@@ -143,6 +145,13 @@ class Slots:
     def count(self) -> int:
         """Return how many slots there are that are not being closed."""
         return len(self.known) - len(self.closing)
+
+    def limit(self) -> float:
+        """Return how many slots there may be by now: no further ones while the server has no connection left."""
+        if self.full_until and time.monotonic() < self.full_until:
+            # at least one, whose connection may be had by now
+            return max(1, sum(list(self.known.values())))
+        return self.capacity
 
     def pick_for_closing(self, picked: list[tuple[Slot, str]], count: float, reason: str, newest: bool = False) -> None:
         """Take so many idle slots, if there are, the longest idle first or last; they count as going from now on."""

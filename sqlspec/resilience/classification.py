@@ -200,9 +200,9 @@ def is_unavailable(error: BaseException) -> bool:
     """Tell whether an error says that the database cannot be reached, or has nothing left to serve with.
 
     An exhausted pool, a wrong password or a statement that is refused does not, nor a connect for which the deadline of
-    its caller had left hardly any time.
+    its caller had left hardly any time, nor one too many beside those that the server serves.
     """
-    return classify(error) in _UNAVAILABLE and not getattr(error, "was_hurried", False)
+    return classify(error) in _UNAVAILABLE and not getattr(error, "says_nothing", False)
 
 
 def is_ambiguous(error: BaseException) -> bool:
