@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -109,7 +110,10 @@ def by_litestar(database: str, arguments: Mapping[str, Any]) -> Iterator[Timer]:
         subprocess.run([sys.executable, "-m", "venv", environment], check=True)
         subprocess.run([python, "-m", "pip", "install", "-q", LITESTAR, "psycopg[binary]", "psycopg_pool"], check=True)
     command = [python, FOLDER / "litestar_peer.py", database, json.dumps(dict(arguments))]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as peer:
+    # a path that leads to us would have it import us
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, env=environment, **pipes) as peer:
         asked, answers = cast("IO[str]", peer.stdin), cast("IO[str]", peer.stdout)
 
         def time_it() -> float:

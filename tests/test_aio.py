@@ -137,6 +137,11 @@ def test_loops_that_come_and_go_leave_nothing_behind(registry: SQLSpec, database
     registry.close()
 
 
+def open_databases() -> int:
+    links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+    return sum(os.readlink(link).endswith(".db") for link in links if os.path.lexists(link))
+
+
 def test_a_loop_that_ends_in_the_middle_of_statements_leaves_no_thread_and_no_connection(
     registry: SQLSpec, database: Database
 ) -> None:
@@ -151,13 +156,12 @@ def test_a_loop_that_ends_in_the_middle_of_statements_leaves_no_thread_and_no_co
         # the loop ends without waiting for them
         assert not any(task.done() for task in tasks)
 
-    before = set(threading.enumerate())
+    before, files = set(threading.enumerate()), open_databases()
     asyncio.run(main())
     # those of drivers; the pool's own end by themselves
     wait_until(lambda: all("sqlspec" in thread.name for thread in set(threading.enumerate()) - before))
     if database.name == "sqlite":
-        links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
-        assert not [link for link in links if os.path.lexists(link) and os.readlink(link).endswith(".db")]
+        assert open_databases() == files
     else:
         wait_until(lambda: server_side(database) == [])
 

@@ -22,7 +22,6 @@ from sqlspec.adapters import SQLiteConfig
 from sqlspec.pool import FairQueuePool, apart_from_forks, call_aside, forks, gate
 from tests.conftest import Database
 from tests.servers import wait_until
-from tests.test_forks import written
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
@@ -281,7 +280,7 @@ print("kept")
 
 
 def test_what_a_child_drops_before_it_starts_over_stays_its_parents(database: Database) -> None:
-    done = run(DROPPED.format(config=written(database)))
+    done = run(DROPPED.format(config=database.as_code()))
     assert done.stdout == "kept\n", done.stderr
 
 
@@ -315,7 +314,7 @@ print("answered")
 @pytest.mark.parametrize("database", ["postgresql", "psycopg", "mariadb"], indirect=True)
 def test_a_connection_that_waits_for_its_server_over_a_fork_is_its_parents(database: Database) -> None:
     sleep = {"mariadb": "SELECT SLEEP(1)", "postgresql": "SELECT pg_sleep(1)"}[database.name]
-    done = run(BUSY.format(config=written(database), sleep=sleep))
+    done = run(BUSY.format(config=database.as_code(), sleep=sleep))
     assert done.stdout == "answered\n", done.stderr
 
 
