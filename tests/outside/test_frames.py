@@ -33,7 +33,7 @@ def spec(database: Database) -> Any:
         yield registry
         # other tests look at the names of all tables
         with registry.get_session() as session:
-            session.execute("DROP TABLE frames")
+            session.execute("DROP TABLE IF EXISTS frames")
         assert_no_leaks(registry)
 
 
