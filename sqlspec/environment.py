@@ -17,7 +17,7 @@ from sqlspec.adapters import MySQLConfig, PostgreSQLConfig, SQLiteConfig, driver
 from sqlspec.config import SyncDatabaseConfig
 from sqlspec.exceptions import ConfigError, SQLSpecWarning
 
-__all__ = ["EnvironmentConfig", "read_toml"]
+__all__ = ["EnvironmentConfig", "from_table", "read_toml"]
 
 _Adapter = type[PostgreSQLConfig | MySQLConfig | SQLiteConfig]
 _ADAPTERS: dict[str, _Adapter] = {
@@ -155,7 +155,7 @@ def _read_file(path: Path) -> tuple[dict[str, SyncDatabaseConfig], str, str | No
     if isinstance(tables, dict):
         for name, table in tables.items():
             try:
-                configs[name] = _from_table(name, table)
+                configs[name] = from_table(name, table)
             except ConfigError as error:
                 line = _line_of(text, (*section, name), error.field)
                 return {}, f"{path}, line {line}, [{'.'.join((*section, name))}]: {error}", error.field
@@ -165,7 +165,12 @@ def _read_file(path: Path) -> tuple[dict[str, SyncDatabaseConfig], str, str | No
     return configs, "", None
 
 
-def _from_table(name: str, table: Any) -> SyncDatabaseConfig:
+def from_table(name: str, table: Any) -> SyncDatabaseConfig:
+    """Return the config that a mapping describes, as a table of `read_toml` does; what calls this raises anew.
+
+    Raises:
+        ConfigError: a value cannot be used. Frames of its traceback hold passwords.
+    """
     if not name:
         raise ConfigError("the name of a database must not be empty")
     if not isinstance(table, dict):

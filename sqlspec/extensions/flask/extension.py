@@ -1,0 +1,207 @@
+"""FlaskSQLSpec: the databases of an application, and the sessions of its requests."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from flask import Blueprint, Flask, Response, g, has_request_context, request
+from werkzeug.exceptions import HTTPException
+
+from sqlspec.config import NoPoolSyncConfig
+from sqlspec.exceptions import ConfigError
+from sqlspec.extensions.flask.command import commands
+from sqlspec.extensions.flask.config import read_config
+from sqlspec.extensions.flask.current import KEY, current_spec
+from sqlspec.extensions.flask.views import PageName, build_blueprint
+from sqlspec.pool import PoolStats
+from sqlspec.registry import SQLSpec
+from sqlspec.session import Session
+from sqlspec.testing import isolated
+
+__all__ = ["FlaskSQLSpec"]
+
+_logger = logging.getLogger("sqlspec.flask")
+_Sessions = dict[str, Session]
+
+
+class FlaskSQLSpec:
+    """Give an application's requests their sessions, and its operators health and metrics.
+
+    One object serves several applications, each with a registry and pools of its own: ``app.extensions["sqlspec"]``.
+    Its properties and methods are for use within an application's context, but for `init_app`, `register_config` and
+    `blueprint`.
+
+    Args:
+        app: the application, if there is one already; otherwise call `init_app`.
+        configs: what `register_config` takes, by name; or one, which is called "default".
+    """
+
+    def __init__(
+        self, app: Flask | None = None, configs: Mapping[str, NoPoolSyncConfig] | NoPoolSyncConfig | None = None
+    ) -> None:
+        self._configs: dict[str, NoPoolSyncConfig] = {}
+        named = {"default": configs} if isinstance(configs, NoPoolSyncConfig) else configs or {}
+        for name, config in named.items():
+            self.register_config(config, name)
+        if app is not None:
+            self.init_app(app)
+
+    def register_config(self, config: NoPoolSyncConfig, name: str = "default") -> str:
+        """Give a config a name, for the applications that are initialised afterwards.
+
+        Returns the name.
+
+        Raises:
+            ConfigError: the name is taken.
+        """
+        if name in self._configs:
+            raise ConfigError(f"{name!r} is registered already: use another name")
+        self._configs[name] = config
+        return name
+
+    def init_app(self, app: Flask) -> None:
+        """Register the application's databases: those of `register_config`, and those of its configuration.
+
+        That is ``SQLSPEC_DATABASES``, a mapping of names to URLs, mappings of the options of a config, or configs; or
+        one of them, which is called "default". Where it is not set and nothing is registered by `register_config`,
+        Flask-SQLAlchemy's ``SQLALCHEMY_DATABASE_URI``, ``SQLALCHEMY_BINDS``, ``SQLALCHEMY_ENGINES`` and
+        ``SQLALCHEMY_ENGINE_OPTIONS`` are read. Files of SQLite that they name are in the instance folder, unless their
+        paths are absolute. Nothing connects yet.
+
+        Call it before you add functions of your own by ``after_request``, so that the commit comes after them.
+
+        Raises:
+            ConfigError: a key or a value cannot be used; the message names it, and no secret.
+            RuntimeError: the application has been initialised already.
+        """
+        if KEY in app.extensions:
+            raise RuntimeError("this application has a FlaskSQLSpec already: call init_app() once for each application")
+        spec = SQLSpec()
+        for name, config in read_config(app, self._configs).items():
+            spec.register_config(config, name)
+        app.extensions[KEY] = spec
+        app.after_request(self._answer)
+        app.teardown_request(lambda error: _finish(self._of_request(), commit=error is None))
+        app.teardown_appcontext(lambda error: _finish(_of_context(), commit=error is None))
+        self._undo_what_fails(app)
+        app.shell_context_processor(lambda: {"db": self})
+        app.cli.add_command(commands())
+
+    # -- what an application uses
+
+    @property
+    def spec(self) -> SQLSpec:
+        """Return the registry of the current application, for all that is not bound to a request."""
+        return current_spec()
+
+    @property
+    def session(self) -> Session:
+        """Return the request's session on the database "default", or on the only one there is; see `get_session`."""
+        return self.get_session()
+
+    def get_session(self, name: str | None = None) -> Session:
+        """Return the session of the current request on a database: the same one each time.
+
+        Its first statement checks a connection out. When the answer is known it ends, before anything is sent: it
+        commits if the status is below 400, and rolls back otherwise; where the commit fails, the answer is a 500. An
+        exception that leaves the view rolls back at once, also where an error handler makes a good answer of it.
+
+        What runs later, in a stream that has the context, has a new session, which ends with the stream. Outside
+        requests it ends with the application's context. Both commit unless there is an exception.
+
+        Raises:
+            ConfigError: there is no such name.
+            RuntimeError: there is no application's context.
+        """
+        spec = self.spec
+        sessions = self._of_request() if has_request_context() else _of_context()
+        if name is None:
+            names = spec.list_configs()
+            name = names[0] if len(names) == 1 else "default"
+        session = sessions.get(name)
+        if session is None:
+            session = sessions[name] = spec.get_session(name)
+        return session
+
+    def get_pool_stats(self, name: str = "default") -> PoolStats:
+        """Return the figures of the pool behind a name. Opens no connection."""
+        return self.spec.get_pool_stats(name)
+
+    @contextlib.contextmanager
+    def test_isolation(self) -> Iterator[None]:
+        """Undo at the end of the ``with`` block what it has done to the databases, commits included.
+
+        For tests: see `sqlspec.testing.isolated`.
+        """
+        with isolated(self.spec):
+            yield
+
+    # -- pages
+
+    def blueprint(self, *pages: PageName, auth: Callable[[], bool] | None, name: str = "sqlspec") -> Blueprint:
+        """Return pages for operators; without it, an application has none.
+
+        ``health`` tells of each database and its pool, with status 503 where one is down; ``ready`` whether all can be
+        used; ``metrics`` is for Prometheus; ``holders`` tells who holds connections. No page names a host, a user or a
+        statement.
+
+        Args:
+            pages: which ones; none: all.
+            auth: is asked before each page, and returns True for who may see it; everybody else gets a 403, or what the
+                function aborts with. None: they are open to everybody.
+            name: of the blueprint, where an application has several.
+
+        Raises:
+            ConfigError: there is no such page, or ``auth`` is neither a function nor None.
+        """
+        return build_blueprint(name, pages, auth)
+
+    # -- the sessions of requests
+
+    def _of_request(self) -> _Sessions:
+        # an application may call another one with the same environ
+        owned: dict[SQLSpec, _Sessions] = request.environ.setdefault(KEY, {})
+        return owned.setdefault(self.spec, {})
+
+    def _answer(self, response: Response) -> Response:
+        _finish(self._of_request(), commit=response.status_code < 400)
+        return response
+
+    def _undo_what_fails(self, app: Flask) -> None:
+        """Roll back when an exception leaves a view: Flask tells nobody of those that an error handler answers."""
+        handle = app.handle_user_exception
+
+        def handle_user_exception(error: Exception) -> Any:
+            # those are answers, whose status decides
+            if not isinstance(error, HTTPException):
+                _finish(self._of_request(), commit=False)
+            return handle(error)
+
+        # mypy takes what is assigned for the method of the class
+        setattr(app, handle.__name__, handle_user_exception)
+
+
+def _of_context() -> _Sessions:
+    sessions: _Sessions = g.setdefault(KEY, {})
+    return sessions
+
+
+def _finish(sessions: _Sessions, *, commit: bool) -> None:
+    """Commit or roll back, and check all connections in. Where one cannot commit, those after it roll back."""
+    with contextlib.ExitStack() as stack:
+        while sessions:
+            name, session = sessions.popitem()
+            if commit:
+                stack.push(session)
+            else:
+                stack.callback(_undo, name, session)
+
+
+def _undo(name: str, session: Session) -> None:
+    try:
+        session.close()
+    except Exception as error:  # noqa: BLE001  # the transaction has ended with its connection, and the answer is known
+        _logger.warning("%s: the rollback failed (%s), and its connection is closed", name, type(error).__name__)

@@ -1,0 +1,96 @@
+"""The pages for operators, as a blueprint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+from flask import Blueprint, Response, abort, current_app
+from flask.blueprints import BlueprintSetupState
+
+from sqlspec.exceptions import ConfigError
+from sqlspec.extensions.flask.current import current_spec, spec_of
+from sqlspec.extensions.pages import Page, health_page, holders_page, readiness_page
+from sqlspec.health import check_health
+from sqlspec.telemetry import PrometheusMetrics
+
+__all__ = ["PageName", "build_blueprint"]
+
+PageName = Literal["health", "ready", "metrics", "holders"]
+
+# Where the metrics of an application are, in its extensions.
+_METRICS = "sqlspec.metrics"
+# Seconds for which a verdict is told again: however many ask, the databases are not asked more often.
+_MAX_AGE = 1.0
+
+
+def build_blueprint(name: str, pages: tuple[PageName, ...], auth: Callable[[], bool] | None) -> Blueprint:
+    """Return the blueprint of `FlaskSQLSpec.blueprint`."""
+    wanted = pages or get_args(PageName)
+    for page in wanted:
+        if page not in _VIEWS:
+            raise ConfigError(f"there is no page {page!r}: there are {', '.join(_VIEWS)}")
+    if auth is not None and not callable(auth):
+        raise ConfigError("auth must be a function that returns True for who may see the pages, or None")
+    blueprint = Blueprint(name, __name__)
+    blueprint.before_request(lambda: _admit(auth))
+    blueprint.after_request(_keep_out_of_caches)
+    for page in wanted:
+        blueprint.add_url_rule(f"/{page}", page, _VIEWS[page])
+    if "metrics" in wanted:
+        blueprint.record(_have_metrics)
+    return blueprint
+
+
+def _admit(auth: Callable[[], bool] | None) -> None:
+    # Nothing but True: a coroutine would be true as well, and so would an answer that refuses.
+    if auth is not None and current_app.ensure_sync(auth)() is not True:
+        abort(403)
+
+
+def _keep_out_of_caches(response: Response) -> Response:
+    response.headers["Cache-Control"] = "no-store"
+    return response
+
+
+def _have_metrics(state: BlueprintSetupState) -> None:
+    """Have the metrics from the beginning on: each worker tells its own, whichever is asked for the page."""
+    spec = spec_of(state.app)
+    try:
+        from prometheus_client import CollectorRegistry
+    except ModuleNotFoundError:
+        raise ConfigError(
+            "the page metrics needs prometheus_client: pip install 'sqlspec-pool[prometheus]', or name the other pages"
+        ) from None
+    if _METRICS not in state.app.extensions:
+        state.app.extensions[_METRICS] = PrometheusMetrics(spec, CollectorRegistry())
+
+
+def _health() -> Response:
+    spec = current_spec()
+    return _response(health_page(spec, check_health(spec, max_age=_MAX_AGE)))
+
+
+def _ready() -> Response:
+    return _response(readiness_page(check_health(current_spec(), max_age=_MAX_AGE)))
+
+
+def _metrics() -> Response:
+    metrics: PrometheusMetrics = current_app.extensions[_METRICS]
+    return _response(Page(200, *metrics.render()))
+
+
+def _holders() -> Response:
+    return _response(holders_page(current_spec()))
+
+
+def _response(page: Page) -> Response:
+    return Response(page.body, page.status, content_type=page.content_type)
+
+
+_VIEWS: dict[str, Callable[[], Response]] = {
+    "health": _health,
+    "ready": _ready,
+    "metrics": _metrics,
+    "holders": _holders,
+}
