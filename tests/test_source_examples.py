@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import pytest
 import sqlalchemy as sa
+from flask import Flask
 from sqlalchemy import exc
 
 import sqlspec as library
@@ -29,6 +30,7 @@ from sqlspec.adapters.mysql import MySQLConfig, MySQLPoolConfig
 from sqlspec.adapters.postgresql import PostgreSQLConfig, PostgreSQLPoolConfig
 from sqlspec.adapters.sqlite import SQLiteConfig, SQLiteConnectionConfig
 from sqlspec.config import NoPoolSyncConfig, SyncDatabaseConfig, build_secure_url
+from sqlspec.extensions.flask import FlaskSQLSpec
 from sqlspec.manager import PooledConnectionManager
 from tests.conftest import Database
 
@@ -481,6 +483,44 @@ def test_a_health_page_reads_the_statistics(sqlspec: SQLSpec) -> None:
     with sqlspec.get_connection("primary"):
         sqlspec.create_connection("primary").close()
         assert db_health() == {"status": "healthy", "connections": {"active": 1, "idle": 1, "total": 2}}
+
+
+def test_the_documents_health_page_runs_as_it_is_written(database: Database) -> None:
+    app = Flask(__name__)
+    db = FlaskSQLSpec(app, {"primary": database.config(pool_size=2, max_overflow=1)})
+    get_pool_stats = db.get_pool_stats
+
+    @app.route("/health/db")
+    def db_health():
+        """Database health endpoint."""
+        stats = get_pool_stats("primary")
+
+        health = {
+            "status": "healthy" if stats.checked_in > 0 else "unhealthy",
+            "connections": {
+                "active": stats.checked_out,
+                "idle": stats.checked_in,
+                "total": stats.total,
+            },
+        }
+
+        return health  # noqa: RET504
+
+    client = app.test_client()
+    # a pool that nobody has used yet is fine: decide by the verdict
+    assert client.get("/health/db").json == {
+        "status": "unhealthy",
+        "connections": {"active": 0, "idle": 0, "total": 0},
+    }
+    with app.app_context():
+        db.session.execute("SELECT 1")
+        held = {"status": "unhealthy", "connections": {"active": 1, "idle": 0, "total": 1}}
+        assert client.get("/health/db").json == held
+    assert client.get("/health/db").json == {
+        "status": "healthy",
+        "connections": {"active": 0, "idle": 1, "total": 1},
+    }
+    app.extensions["sqlspec"].close()
 
 
 def test_a_health_page_decides_by_the_verdict(sqlspec: SQLSpec) -> None:

@@ -1,11 +1,13 @@
 """What an application shows its operators, the same in every framework: health, readiness, metrics, holders.
 
-No page names a host, a user or a statement.
+No page names a host, a user, a statement or a folder.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import sys
 from typing import Any, NamedTuple
 
 from sqlspec.health import HealthReport
@@ -50,12 +52,19 @@ def holders_page(spec: SQLSpec) -> Page:
     """Return who holds connections, where they were checked out, and for how long."""
     holders = {
         name: [
-            {"place": holder.place, "owner": holder.owner, "seconds": round(holder.seconds, 3)}
+            {"place": _without_folders(holder.place), "owner": holder.owner, "seconds": round(holder.seconds, 3)}
             for holder in spec.get_holders(name)
         ]
         for name in spec.list_configs()
     }
     return _page(200, holders)
+
+
+def _without_folders(place: str) -> str:
+    """Leave out where the code is installed, which tells of users and hosts."""
+    file = place.rpartition(":")[0]
+    roots = [root for folder in sys.path if (root := os.path.join(folder, "")) != "" and file.startswith(root)]
+    return place.removeprefix(max(roots, key=len)) if roots else os.path.basename(file) + place[len(file) :]
 
 
 def _pool(spec: SQLSpec, name: str) -> dict[str, int]:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import itertools
 import os
+import struct
+import threading
 from collections import Counter as Counts
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from sqlspec.exceptions import ConfigError
 from sqlspec.pool import FairQueuePool, look_after, tell_of_forks
@@ -22,6 +27,8 @@ __all__ = ["PrometheusMetrics"]
 
 # Seconds between two times that a worker tells the others.
 _INTERVAL = 1.0
+# Seconds until a file that another worker creates has its size.
+_MOMENT = 0.01
 
 
 class PrometheusMetrics:
@@ -60,7 +67,18 @@ class PrometheusMetrics:
         self._shared.keep_house()
         together = CollectorRegistry()
         MultiProcessCollector(together)  # type: ignore[no-untyped-call]  # it has no types
-        return generate_latest(together), CONTENT_TYPE_LATEST
+        return _read_whole(partial(generate_latest, together)), CONTENT_TYPE_LATEST
+
+
+def _read_whole(read: Callable[[], bytes]) -> bytes:
+    # A file that a worker has just created is empty for a moment, which prometheus_client's reader takes for an error.
+    reading = Retrying(
+        retry=retry_if_exception_type(struct.error),
+        wait=wait_fixed(_MOMENT),
+        stop=stop_after_delay(_INTERVAL),
+        reraise=True,
+    )
+    return reading(read)
 
 
 def _name(figure: Figure) -> str:
@@ -150,11 +168,19 @@ class _Shared:
 
     def start_over(self) -> None:
         """Begin to write, in this process; what a parent has written is its own."""
+        # Guards _written, so that nothing is counted twice by the housekeeping thread and who asks for a page. Figures
+        # are read under it, for which pools take their own locks, and mapped memory is written.
+        self._lock = threading.Lock()
         self._written.clear()
         look_after(self, _INTERVAL)
 
     def keep_house(self) -> float:
         """Write the figures of this moment; return the seconds to the next time."""
+        with self._lock:
+            self._write_locked()
+        return _INTERVAL
+
+    def _write_locked(self) -> None:
         for figures in self._readings:
             for figure, gauge in self._gauges.items():
                 for labels, number in _values(figure, figures):
@@ -168,4 +194,3 @@ class _Shared:
             for timing, seconds in durations.items():
                 for one in seconds:
                     self._histograms[timing].labels(pool).observe(one)
-        return _INTERVAL

@@ -26,8 +26,9 @@ def isolated(spec: SQLSpec) -> Iterator[None]:
     Each database has one connection for the block, with a transaction that is rolled back. Sessions, connections and
     engines of the registry share it, whoever has them: a commit of theirs releases a savepoint, a rollback goes back to
     it. So they must come one after the other, or one within the other, and in one thread at a time. Everything runs
-    in one transaction, whatever autocommit, isolation level and read_only say. What MySQL commits by itself, as changes
-    of the schema, stays. Sessions of tasks are not isolated.
+    in one transaction, whatever isolation level and read_only say; under autocommit, an error on PostgreSQL undoes what
+    the same session ran before. What MySQL commits by itself, as changes of the schema, stays, and ends the isolation
+    with an error. Sessions of tasks are not isolated.
 
     Raises:
         ConfigError: the registry is isolated already.
@@ -54,9 +55,8 @@ def _isolated(source: EngineSource, name: str) -> Iterator[None]:
         try:
             with contextlib.ExitStack() as stack:
                 _replace(stack, engine.pool, connect=shared.pool.connect)
-                _replace(stack, driver, **shared.transactions(), set_autocommit=_nothing, restore=_nothing)
-                _replace(stack, engine.dialect, **shared.transactions_of_proxies(), set_isolation_level=_nothing)
-                _replace(stack, engine.dialect, reset_isolation_level=_nothing)
+                _replace(stack, driver, **shared.methods_of_driver())
+                _replace(stack, engine.dialect, **shared.methods_of_dialect())
                 yield
         finally:
             driver.end(proxy.dbapi_connection, "rollback")
@@ -86,8 +86,8 @@ class _SharedConnection:
         self._connection = connection
         self._driver = driver
         self.pool = _SharedPool(self, connection, dialect)
-        # the savepoints of those who have it, the last one last
-        self._savepoints: list[str] = []
+        # the savepoints of those who have it, the last one last, and whether they autocommit
+        self._savepoints: dict[str, bool] = {}
         self._count = 0
 
     def begin(self) -> None:
@@ -95,16 +95,23 @@ class _SharedConnection:
         if self._driver.syntax in _BEGIN:
             self._run(_BEGIN[self._driver.syntax])
 
-    def transactions(self) -> dict[str, Any]:
-        """Return what begins and ends transactions instead of a driver's methods."""
-        return {"begin": _nothing, "end": lambda connection, how: self.end(how)}
+    def methods_of_driver(self) -> dict[str, Any]:
+        """Return what begins and ends transactions instead of a driver's own."""
+        return {
+            "begin": _nothing,
+            "end": lambda connection, how: self.end(how),
+            "set_autocommit": lambda connection, enabled: self.set_autocommit(enabled),
+            "restore": _nothing,
+        }
 
-    def transactions_of_proxies(self) -> dict[str, Any]:
-        """Return what begins and ends transactions instead of a dialect's methods."""
+    def methods_of_dialect(self) -> dict[str, Any]:
+        """Return what begins and ends transactions instead of a dialect's own."""
         return {
             "do_begin": _nothing,
             "do_commit": lambda proxy: self.end("commit"),
             "do_rollback": lambda proxy: self.end("rollback"),
+            "set_isolation_level": lambda connection, level: self.set_autocommit(level == "AUTOCOMMIT"),
+            "reset_isolation_level": lambda connection: self.set_autocommit(self._driver.autocommit),
         }
 
     def enter(self) -> str:
@@ -112,22 +119,36 @@ class _SharedConnection:
         self._count += 1
         savepoint = f"sqlspec_isolated_{self._count}"
         self._run(f"SAVEPOINT {savepoint}")
-        self._savepoints.append(savepoint)
+        self._savepoints[savepoint] = self._driver.autocommit
         return savepoint
 
     def leave(self, savepoint: str) -> None:
         """Undo what is not committed, when somebody is done; who came later is not, and goes on."""
-        is_last = self._savepoints[-1] == savepoint
-        self._savepoints.remove(savepoint)
-        if is_last:
-            self._run(f"ROLLBACK TO SAVEPOINT {savepoint}")
-            self._run(f"RELEASE SAVEPOINT {savepoint}")
+        if savepoint != self._last:
+            del self._savepoints[savepoint]
+            return
+        # an error in autocommit has undone what ran before it, and was raised then
+        with contextlib.suppress(Exception):
+            self.end("commit" if self._savepoints[savepoint] else "rollback")
+        del self._savepoints[savepoint]
+        self._run(f"RELEASE SAVEPOINT {savepoint}")
+
+    def set_autocommit(self, enabled: bool) -> None:
+        """Know whether who came last autocommits."""
+        last = self._last
+        if last is not None and enabled is not self._savepoints[last]:
+            self.end("commit")
+            self._savepoints[last] = enabled
+
+    @property
+    def _last(self) -> str | None:
+        return next(reversed(self._savepoints), None)
 
     def end(self, how: Literal["commit", "rollback"]) -> None:
-        """Keep or undo what ran since the last savepoint."""
-        if not self._savepoints:
+        """Keep or undo what ran since the last savepoint; under autocommit, nothing can be undone."""
+        savepoint = self._last
+        if savepoint is None or (how == "rollback" and self._savepoints[savepoint]):
             return
-        savepoint = self._savepoints[-1]
         if how == "rollback":
             self._run(f"ROLLBACK TO SAVEPOINT {savepoint}")
             return

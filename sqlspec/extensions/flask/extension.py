@@ -190,7 +190,10 @@ def _of_context() -> _Sessions:
 
 
 def _finish(sessions: _Sessions, *, commit: bool) -> None:
-    """Commit or roll back, and check all connections in. Where one cannot commit, those after it roll back."""
+    """Commit or roll back, in the order of their making, and check all connections in.
+
+    Where one cannot commit, those after it roll back.
+    """
     with contextlib.ExitStack() as stack:
         while sessions:
             name, session = sessions.popitem()
