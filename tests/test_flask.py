@@ -7,6 +7,7 @@ import html
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import urllib.error
@@ -681,6 +682,7 @@ def test_what_a_test_does_is_undone_with_the_commits_of_the_application(
     client = app.test_client()
     client.post("/Zoe")
     with app.app_context(), db.test_isolation():
+        db.session.execute("SELECT count(*) FROM users")
         client.post("/Alice")
         client.post("/Bob")
         assert client.get("/").json == ["Zoe", "Zoe again", "Alice", "Alice again", "Bob"]
@@ -768,3 +770,41 @@ def test_preloaded_workers_share_no_connection_and_their_metrics_add_up(
     if database.name != "sqlite":
         owners = {(answer["backend"], answer["worker"]) for answer in answers}
         assert len({backend for backend, _ in owners}) == len(owners)
+
+
+# -- the example
+
+
+def test_the_example_starts_with_one_command(tmp_path: Path) -> None:
+    root = Path(__file__).parent.parent
+    folder = tmp_path / "example"
+    shutil.copytree(root / "docs" / "examples" / "flask", folder, ignore=shutil.ignore_patterns("instance"))
+    place = f"127.0.0.1:{free_port()}"
+    command = [sys.executable, "-m", "flask", "--app", str(folder / "app.py"), "run", "--port", place.split(":")[1]]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OPERATOR_TOKEN": "of a test"}
+
+    def ask(page: str, method: str = "GET", token: str = "") -> tuple[int, str]:
+        asked = urllib.request.Request(f"http://{place}{page}", method=method, headers={"Authorization": token})
+        try:
+            with urllib.request.urlopen(asked, timeout=10) as answer:  # noqa: S310  # of our own server
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, ""
+
+    def answers() -> bool:
+        with contextlib.suppress(OSError):
+            return ask("/")[0] == 200
+        return False
+
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as server:
+        try:
+            wait_until(answers, seconds=30)
+            assert ask("/Alice", "POST") == (201, "welcome, Alice\n")
+            assert ask("/Alice", "POST") == (200, "welcome back, Alice\n")
+            assert ask(f"/{'A' * 51}", "POST")[0] == 400
+            assert json.loads(ask("/")[1]) == ["Alice"]
+            assert (ask("/ready")[0], ask("/db/health")[0], ask("/db/holders", token="Bearer x")[0]) == (200, 403, 403)
+            assert {ask(f"/db/{page}", token="Bearer of a test")[0] for page in PAGES} == {200}
+        finally:
+            server.terminate()
+    assert (folder / "instance" / "guests.db").exists()

@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import exc, orm
 
-from sqlspec import ConfigError, SQLSpec
+from sqlspec import ConfigError, SQLSpec, SQLSpecWarning
 from sqlspec.adapters import SQLiteConfig
 from sqlspec.testing import isolated
 from tests.conftest import Database
@@ -151,9 +151,40 @@ def test_a_database_in_memory_is_isolated() -> None:
 
 @pytest.mark.parametrize("database", ["mariadb"], indirect=True)
 def test_a_change_of_the_schema_that_mysql_commits_ends_the_isolation_with_an_error(spec: SQLSpec) -> None:
-    with pytest.raises(exc.DBAPIError, match=r"SAVEPOINT .* does not exist"), isolated(spec):
+    with pytest.raises(Exception, match=r"SAVEPOINT .* does not exist"), isolated(spec):
         session = spec.get_session("primary")
         session.execute("CREATE OR REPLACE TABLE others (id INTEGER)")
         session.close()
     with spec.get_session("primary") as session:
         session.execute("DROP TABLE others")
+
+
+def test_what_is_checked_out_before_is_not_isolated(spec: SQLSpec, database: Database) -> None:
+    before = spec.get_session("primary")
+    before.execute(INSERT, ("before",))
+    if database.name == "sqlite":
+        # it allows one writer at a time
+        before.commit()
+    with isolated(spec):
+        before.commit()
+        with spec.get_session("primary") as session:
+            session.execute(INSERT, ("within",))
+        assert before.execute("SELECT name FROM users").scalars().all() == ["before"]
+        before.rollback()
+    before.close()
+    assert names(spec) == ["before"]
+
+
+def test_what_is_open_at_the_end_loses_its_connection(spec: SQLSpec) -> None:
+    forgotten = spec.get_session("primary")
+    block = isolated(spec)
+    block.__enter__()
+    forgotten.execute(INSERT, ("forgotten",))
+    with pytest.warns(SQLSpecWarning, match="primary: a session or connection is still open"):
+        block.__exit__(None, None, None)
+    with pytest.raises(exc.DBAPIError):
+        forgotten.commit()
+    with contextlib.suppress(exc.DBAPIError):
+        forgotten.close()
+    assert names(spec) == []
+    assert spec.get_pool_stats("primary").checked_out == 0

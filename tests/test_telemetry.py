@@ -207,6 +207,26 @@ def test_figures_of_all_workers_add_up(tmp_path: Path) -> None:
     assert value(families, "db_client_connection_idle_max") == 4 * 3
 
 
+def test_a_page_waits_for_a_file_that_a_worker_has_just_created(tmp_path: Path) -> None:
+    code = """
+        import pathlib, os, threading, time
+        from prometheus_client import CollectorRegistry
+        from sqlspec import SQLSpec
+        from sqlspec.telemetry import PrometheusMetrics
+
+        metrics = PrometheusMetrics(SQLSpec(), CollectorRegistry())
+        file = pathlib.Path(os.environ["PROMETHEUS_MULTIPROC_DIR"], "counter_4711.db")
+        file.touch()
+        threading.Timer(0.1, lambda: file.write_bytes(bytes(1024))).start()
+        metrics.render()
+        assert file.stat().st_size == 1024
+    """
+    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(code)]
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 # -- what is slow
 
 # each takes a while, and has a value in its text

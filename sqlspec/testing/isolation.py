@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import math
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from sqlalchemy.pool import NullPool
 
 from sqlspec.adapters import Driver
-from sqlspec.engine import borrow
-from sqlspec.exceptions import ConfigError
+from sqlspec.engine import borrow, discard
+from sqlspec.exceptions import ConfigError, SQLSpecWarning
 from sqlspec.manager import EngineSource
 from sqlspec.registry import SQLSpec
 
@@ -28,7 +30,8 @@ def isolated(spec: SQLSpec) -> Iterator[None]:
     it. So they must come one after the other, or one within the other, and in one thread at a time. Everything runs
     in one transaction, whatever isolation level and read_only say; under autocommit, an error on PostgreSQL undoes what
     the same session ran before. What MySQL commits by itself, as changes of the schema, stays, and ends the isolation
-    with an error. Sessions of tasks are not isolated.
+    with an error. Sessions of tasks are not isolated, nor is what is checked out before the block. What is open at its
+    end loses its connection, with a warning.
 
     Raises:
         ConfigError: the registry is isolated already.
@@ -55,11 +58,20 @@ def _isolated(source: EngineSource, name: str) -> Iterator[None]:
         try:
             with contextlib.ExitStack() as stack:
                 _replace(stack, engine.pool, connect=shared.pool.connect)
-                _replace(stack, driver, **shared.methods_of_driver())
-                _replace(stack, engine.dialect, **shared.methods_of_dialect())
+                _replace(stack, driver, **shared.only_on_it(driver, shared.methods_of_driver()))
+                _replace(stack, engine.dialect, **shared.only_on_it(engine.dialect, shared.methods_of_dialect()))
                 yield
         finally:
             driver.end(proxy.dbapi_connection, "rollback")
+            if shared.end_for_all():
+                # a commit of theirs would be a real one, on a connection that is somebody else's by then
+                discard(proxy)
+                warnings.warn(
+                    f"{name}: a session or connection is still open at the end of its isolation, and its connection "
+                    "is closed: close it within the block",
+                    SQLSpecWarning,
+                    stacklevel=1,
+                )
     finally:
         proxy.close()
 
@@ -95,6 +107,24 @@ class _SharedConnection:
         if self._driver.syntax in _BEGIN:
             self._run(_BEGIN[self._driver.syntax])
 
+    def end_for_all(self) -> bool:
+        """Know of no savepoint any more; return whether somebody has one."""
+        is_lent = bool(self._savepoints)
+        self._savepoints.clear()
+        return is_lent
+
+    def only_on_it(self, owner: Any, methods: dict[str, Any]) -> dict[str, Any]:
+        """Return methods that do something else on this connection, and what the owner's do on those from before."""
+
+        def choose(method: Callable[..., Any], usual: Callable[..., Any]) -> Callable[..., Any]:
+            def chosen(connection: Any, *arguments: Any) -> Any:
+                is_shared = getattr(connection, "dbapi_connection", connection) is self._connection
+                return (method if is_shared else usual)(connection, *arguments)
+
+            return chosen
+
+        return {name: choose(method, getattr(owner, name)) for name, method in methods.items()}
+
     def methods_of_driver(self) -> dict[str, Any]:
         """Return what begins and ends transactions instead of a driver's own."""
         return {
@@ -122,10 +152,10 @@ class _SharedConnection:
         self._savepoints[savepoint] = self._driver.autocommit
         return savepoint
 
-    def leave(self, savepoint: str) -> None:
+    def leave(self, savepoint: str, *, is_lost: bool) -> None:
         """Undo what is not committed, when somebody is done; who came later is not, and goes on."""
-        if savepoint != self._last:
-            del self._savepoints[savepoint]
+        if is_lost or savepoint != self._last:
+            self._savepoints.pop(savepoint, None)
             return
         # an error in autocommit has undone what ran before it, and was raised then
         with contextlib.suppress(Exception):
@@ -175,10 +205,12 @@ class _SharedPool(NullPool):
     def _do_get(self) -> Any:
         record: Any = super()._do_get()
         record.record_info["savepoint"] = self._shared.enter()
+        # the engine's own pool asks this of a connection that is lost: it says nothing of those in that pool
+        record.expires_at = -math.inf
         return record
 
     def _do_return_conn(self, record: Any) -> None:
-        self._shared.leave(record.record_info.pop("savepoint"))
+        self._shared.leave(record.record_info.pop("savepoint"), is_lost=record.dbapi_connection is None)
         super()._do_return_conn(record)
 
     def _close_connection(self, connection: Any, *, terminate: bool = False) -> None:

@@ -7,6 +7,7 @@ from typing import Any, assert_type
 
 import sqlalchemy as sa
 import sqlalchemy.ext.asyncio as sa_asyncio
+from flask import Blueprint, Flask
 from pydantic import SecretStr
 from sqlalchemy import CursorResult, Engine, Result, Row
 from sqlalchemy.pool import PoolProxiedConnection, QueuePool
@@ -47,10 +48,11 @@ from sqlspec import (
 )
 from sqlspec.adapters import MySQLConfig, PostgreSQLConfig, SQLiteConfig, SQLiteConnectionConfig
 from sqlspec.config import NoPoolSyncConfig, SyncDatabaseConfig
+from sqlspec.extensions.flask import FlaskSQLSpec
 from sqlspec.pool import AsyncFairQueuePool, FairQueuePool, Timing
 from sqlspec.session.result import DriverResult
 from sqlspec.telemetry import OpenTelemetryMetrics, PrometheusMetrics
-from sqlspec.testing import ScriptedDriver, assert_no_leaks
+from sqlspec.testing import ScriptedDriver, assert_no_leaks, isolated
 
 
 def registry() -> None:
@@ -222,3 +224,18 @@ def errors(error: ConnectionTimeout) -> None:
 def metrics(spec: SQLSpec) -> None:
     assert_type(PrometheusMetrics(spec).render(), tuple[bytes, str])
     OpenTelemetryMetrics(spec)
+
+
+def flask(app: Flask) -> None:
+    db = FlaskSQLSpec(app, {"primary": SQLiteConfig(database="app.db")})
+    assert_type(FlaskSQLSpec(configs=SQLiteConfig(database="app.db")).init_app(app), None)
+    assert_type(db.register_config(SQLiteConfig(database="app.db"), "reports"), str)
+    assert_type(db.spec, SQLSpec)
+    assert_type(db.session, Session)
+    assert_type(db.get_session("reports"), Session)
+    assert_type(db.get_pool_stats("primary"), PoolStats)
+    assert_type(db.blueprint("health", "ready", auth=lambda: True, name="operators"), Blueprint)
+    db.blueprint("healthz", auth=None)  # type: ignore[arg-type]  # no such page
+    db.blueprint()  # type: ignore[call-arg]  # who may see the pages is always said
+    with db.test_isolation(), isolated(db.spec):
+        pass

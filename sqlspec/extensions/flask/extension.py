@@ -134,10 +134,15 @@ class FlaskSQLSpec:
     def test_isolation(self) -> Iterator[None]:
         """Undo at the end of the ``with`` block what it has done to the databases, commits included.
 
-        For tests: see `sqlspec.testing.isolated`.
+        For tests: see `sqlspec.testing.isolated`. The sessions that the context has before the block commit at its
+        beginning, and those that it gets within are rolled back at its end.
         """
+        _finish(_of_context(), commit=True)
         with isolated(self.spec):
-            yield
+            try:
+                yield
+            finally:
+                _finish(_of_context(), commit=False)
 
     # -- pages
 
