@@ -81,6 +81,12 @@ def test_no_read_fails_in_a_restart() -> None:
     assert " s: 0 of " in done.stdout, done.stdout + done.stderr
 
 
+def test_no_request_fails_in_a_restart_beneath_preloaded_workers() -> None:
+    command = [sys.executable, str(FOLDER / "workers.py"), "--restarts", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "every bar holds" in done.stdout, done.stdout + done.stderr
+
+
 def test_a_server_that_is_away_is_left_alone_where_the_stock_pool_keeps_asking() -> None:
     command = [sys.executable, str(FOLDER / "outage.py"), "--only", "postgresql", "--restarts", "0", "--outage", "2"]
     ours = subprocess.run([*command, "--pool", "ours"], capture_output=True, text=True, check=False)
