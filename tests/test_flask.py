@@ -162,6 +162,7 @@ def test_a_request_that_needs_no_database_has_no_connection(app: Flask, db: Flas
         assert db.get_pool_stats("primary").created == 0
 
 
+@pytest.mark.fault(36)
 @pytest.mark.parametrize("database", ["sqlite", "postgresql", "psycopg"], indirect=True)
 def test_a_commit_that_fails_is_an_answer_500_and_nothing_is_stored(
     app: Flask, db: FlaskSQLSpec, spec: SQLSpec, database: Database
@@ -186,6 +187,7 @@ def test_a_commit_that_fails_is_an_answer_500_and_nothing_is_stored(
         session.execute("DROP TABLE children")
 
 
+@pytest.mark.fault(5)
 @pytest.mark.parametrize("database", ["postgresql", "psycopg", "mariadb"], indirect=True)
 @pytest.mark.parametrize("status", [200, 404])
 def test_a_connection_that_ends_before_the_transaction_fails_a_request_only_if_it_was_to_commit(

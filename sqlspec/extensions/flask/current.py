@@ -9,7 +9,7 @@ from sqlspec.registry import SQLSpec
 
 __all__ = ["KEY", "current_spec", "spec_of"]
 
-# Where the registry of an application is, in its extensions, and where the sessions of a request are, in its environ.
+# Where the registry of an application is, in its extensions.
 KEY = "sqlspec"
 
 

@@ -24,6 +24,8 @@ from sqlspec.testing import isolated
 __all__ = ["FlaskSQLSpec"]
 
 _logger = logging.getLogger("sqlspec.flask")
+# Where sessions are: in the environ of their request, or in `flask.g`.
+_IN_ENVIRON, _IN_G = "sqlspec.sessions", "_sqlspec_sessions"
 _Sessions = dict[str, Session]
 
 
@@ -168,7 +170,7 @@ class FlaskSQLSpec:
 
     def _of_request(self) -> _Sessions:
         # an application may call another one with the same environ
-        owned: dict[SQLSpec, _Sessions] = request.environ.setdefault(KEY, {})
+        owned: dict[SQLSpec, _Sessions] = request.environ.setdefault(_IN_ENVIRON, {})
         return owned.setdefault(self.spec, {})
 
     def _answer(self, response: Response) -> Response:
@@ -190,7 +192,7 @@ class FlaskSQLSpec:
 
 
 def _of_context() -> _Sessions:
-    sessions: _Sessions = g.setdefault(KEY, {})
+    sessions: _Sessions = g.setdefault(_IN_G, {})
     return sessions
 
 
