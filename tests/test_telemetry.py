@@ -207,6 +207,46 @@ def test_figures_of_all_workers_add_up(tmp_path: Path) -> None:
     assert value(families, "db_client_connection_idle_max") == 4 * 3
 
 
+ASKED = """
+import sys, threading
+from prometheus_client import CollectorRegistry
+from sqlspec import SQLSpec
+from sqlspec.adapters import SQLiteConfig
+from sqlspec.telemetry import PrometheusMetrics
+
+sys.setswitchinterval(1e-6)
+spec = SQLSpec()
+spec.register_config(SQLiteConfig(database=sys.argv[1]), name="primary")
+metrics = PrometheusMetrics(spec, CollectorRegistry())
+done = threading.Event()
+
+def ask():
+    while not done.is_set():
+        metrics.render()
+
+threads = [threading.Thread(target=ask) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for _ in range(200):
+    connection = spec.create_connection("primary")
+    connection.invalidate()
+    connection.close()
+done.set()
+for thread in threads:
+    thread.join()
+print(metrics.render()[0].decode())
+"""
+
+
+def test_nothing_is_counted_twice_by_those_who_ask_at_the_same_time(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "shared")}
+    command = [sys.executable, "-W", "error", "-c", ASKED, str(tmp_path / "app.db")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert value(read(done.stdout.encode()), "sqlspec_pool_closed_total", reason="invalidated") == 200
+
+
 def test_a_page_waits_for_a_file_that_a_worker_has_just_created(tmp_path: Path) -> None:
     code = """
         import pathlib, os, threading, time
