@@ -13,6 +13,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import sqlalchemy as sa
 from flask import Flask, Response, abort, redirect, request, stream_with_context
 from sqlalchemy import exc
 
-from sqlspec import ConfigError, SQLSpec, build_secure_url
+from sqlspec import ConfigError, PoolTimeout, SQLSpec, build_secure_url
 from sqlspec.adapters import MySQLConfig, PostgreSQLConfig, SQLiteConfig
 from sqlspec.extensions.flask import FlaskSQLSpec
 from tests.conftest import Database
@@ -237,6 +238,33 @@ def test_where_one_of_two_databases_cannot_commit_the_next_does_not(tmp_path: Pa
     assert (stored("first"), stored("second")) == (1, 1)
 
 
+def test_requests_at_the_same_time_have_sessions_of_their_own(app: Flask, db: FlaskSQLSpec, spec: SQLSpec) -> None:
+    @app.post("/<name>")
+    def create(name: str) -> tuple[str, int]:
+        db.session.execute(INSERT, (name,))
+        return name, 200 if name.endswith("kept") else 409
+
+    def many(thread: int) -> list[int]:
+        client = app.test_client()
+        return [client.post(f"/{thread}-{n}-{'kept' if n % 2 else 'undone'}").status_code for n in range(10)]
+
+    # more than the pool has connections
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(many, range(8))) == [[409, 200] * 5] * 8
+    assert sorted(names(spec)) == sorted(f"{thread}-{n}-kept" for thread in range(8) for n in range(1, 10, 2))
+
+
+def test_an_application_answers_for_a_pool_that_has_no_connection(tmp_path: Path) -> None:
+    databases = {"url": "sqlite:///app.db", "pool_size": 1, "max_overflow": 0, "pool_timeout": 0.05}
+    app, db = new_app(tmp_path, SQLSPEC_DATABASES=databases), FlaskSQLSpec()
+    db.init_app(app)
+    app.add_url_rule("/", "index", lambda: str(db.session.execute("SELECT 1").scalar_one()))
+    app.register_error_handler(PoolTimeout, lambda _: ("busy", 503))
+    with app.app_context(), db.spec.get_connection():
+        assert app.test_client().get("/").status_code == 503
+    assert app.test_client().get("/").text == "1"
+
+
 # -- streams
 
 
@@ -423,6 +451,18 @@ def test_databases_are_urls_or_options_or_configs(tmp_path: Path) -> None:
         "uri": "sqlite:///file%3Aapp.db?mode=ro&uri=true",
     }
     assert (tmp_path / "instance").is_dir()
+
+
+def test_variables_of_the_environment_name_databases_and_their_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLASK_SQLSPEC_DATABASES__primary__pool_size", "3")
+    monkeypatch.setenv("FLASK_SQLSPEC_DATABASES__reports", "sqlite://")
+    app = new_app(tmp_path, SQLSPEC_DATABASES={"primary": {"url": "sqlite:///app.db"}})
+    app.config.from_prefixed_env()
+    FlaskSQLSpec(app)
+    spec: SQLSpec = app.extensions["sqlspec"]
+    assert (spec.list_configs(), spec.get_pool_stats("primary").size) == (["primary", "reports"], 3)
 
 
 def test_the_keys_of_flask_sqlalchemy_are_understood(tmp_path: Path) -> None:
