@@ -429,7 +429,8 @@ def places(tmp_path: Path, **config: Any) -> dict[str, str]:
     app = new_app(tmp_path, **config)
     FlaskSQLSpec(app)
     spec: SQLSpec = app.extensions["sqlspec"]
-    return {name: str(spec.get_config(name).parsed_url) for name in spec.list_configs()}  # type: ignore[attr-defined]  # pydantic's
+    # SQLAlchemy 2.1 escapes the colon
+    return {name: str(spec.get_config(name).parsed_url).replace("%3A", ":") for name in spec.list_configs()}
 
 
 def test_databases_are_urls_or_options_or_configs(tmp_path: Path) -> None:
@@ -448,7 +449,7 @@ def test_databases_are_urls_or_options_or_configs(tmp_path: Path) -> None:
         "object": "postgresql://u@localhost/d",
         "config": "sqlite:///as it is.db",
         "memory": "sqlite://",
-        "uri": "sqlite:///file%3Aapp.db?mode=ro&uri=true",
+        "uri": "sqlite:///file:app.db?mode=ro&uri=true",
     }
     assert (tmp_path / "instance").is_dir()
 
