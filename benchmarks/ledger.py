@@ -33,6 +33,8 @@ CALLERS, ACCOUNTS, BALANCE = 8, 10, 1000
 RETRY: dict[str, Any] = {"max_attempts": 50, "initial_delay": 0.002, "max_delay": 0.2, "timeout": 60.0}
 # bytes after which a connection ends: opening one takes a thousand or two, a call about as many; asyncpg's are more
 BYTES = {"threads": (500, 10_000), "tasks": (500, 40_000)}
+# of a run so short that hardly any connection would get that far
+FEW, FEW_BYTES = 1000, (500, 5_000)
 # of how many calls one has the answer to a COMMIT swallowed
 SWALLOW = 40
 
@@ -198,7 +200,8 @@ def cuts(name: str, server: Any, config: Any, calls: int, seed: int, in_tasks: b
         spec.register_config(config, "near")
         prepare(spec)
         own.register_config(config.model_copy(update={"port": proxy.port}), "far")
-        proxy.cut_after(lambda: book.random.randint(*BYTES[callers]))
+        budget = FEW_BYTES if calls < FEW else BYTES[callers]
+        proxy.cut_after(lambda: book.random.randint(*budget))
         is_over = threading.Event()
         swallower = threading.Thread(target=swallow, args=(proxy, book, calls // SWALLOW, is_over))
         swallower.start()

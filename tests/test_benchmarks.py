@@ -15,7 +15,7 @@ FOLDER = Path(__file__).parent.parent / "benchmarks"
 
 @pytest.mark.parametrize("script", ["sessions.py", "imports.py"])
 def test_a_benchmark_prints_its_ratios(script: str) -> None:
-    command = [sys.executable, str(FOLDER / script), "--rounds", "3", "--json"]
+    command = [sys.executable, str(FOLDER / script), "--rounds", "9", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for name, row in json.loads(done.stdout).items():

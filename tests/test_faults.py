@@ -52,7 +52,7 @@ class Readers:
 
     def _attempt(self) -> int:
         self.attempts.append(1)
-        return int(ask(self._spec, autocommit=True))
+        return int(ask(self._spec, read_only=True))
 
     def _read(self) -> None:
         while not self._is_over.is_set():

@@ -47,3 +47,5 @@ def pools() -> Iterator[set[type[sa.Pool]]]:
     sa.event.listen(sa.Engine, "engine_connect", note)
     yield seen
     sa.event.remove(sa.Engine, "engine_connect", note)
+    # SQLAlchemy leaves it set, and all sessions of tests that follow would go SQLAlchemy's own way
+    sa.Engine._has_events = False
