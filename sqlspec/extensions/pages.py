@@ -6,11 +6,11 @@ No page names a host, a user, a statement or a folder.
 from __future__ import annotations
 
 import json
-import os
-import sys
 from typing import Any, NamedTuple
 
+from sqlspec.exceptions import PoolClosed
 from sqlspec.health import HealthReport
+from sqlspec.pool import Holder
 from sqlspec.registry import SQLSpec
 
 __all__ = ["Page", "health_page", "holders_page", "readiness_page"]
@@ -52,23 +52,31 @@ def holders_page(spec: SQLSpec) -> Page:
     """Return who holds connections, where they were checked out, and for how long."""
     holders = {
         name: [
-            {"place": _without_folders(holder.place), "owner": holder.owner, "seconds": round(holder.seconds, 3)}
-            for holder in spec.get_holders(name)
+            {"place": _short(holder.place), "owner": holder.owner, "seconds": round(holder.seconds, 3)}
+            for holder in _holders(spec, name)
         ]
         for name in spec.list_configs()
     }
     return _page(200, holders)
 
 
-def _without_folders(place: str) -> str:
-    """Leave out where the code is installed, which tells of users and hosts."""
-    file = place.rpartition(":")[0]
-    roots = [root for folder in sys.path if (root := os.path.join(folder, "")) != "" and file.startswith(root)]
-    return place.removeprefix(max(roots, key=len)) if roots else os.path.basename(file) + place[len(file) :]
+def _holders(spec: SQLSpec, name: str) -> list[Holder]:
+    try:
+        return spec.get_holders(name)
+    except PoolClosed:
+        return []
 
 
-def _pool(spec: SQLSpec, name: str) -> dict[str, int]:
-    stats = spec.get_pool_stats(name)
+def _short(place: str) -> str:
+    """Return a place with the last folder of its file only: the others tell of the machine, and of who runs it."""
+    return "/".join(place.replace("\\", "/").split("/")[-2:])
+
+
+def _pool(spec: SQLSpec, name: str) -> dict[str, int] | None:
+    try:
+        stats = spec.get_pool_stats(name)
+    except PoolClosed:
+        return None
     figures = ("size", "checked_in", "checked_out", "overflow", "total", "waiters")
     return {figure: getattr(stats, figure) for figure in figures}
 

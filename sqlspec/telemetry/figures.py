@@ -160,8 +160,9 @@ class Readings:
     def _measured(self) -> dict[str, list[str]]:
         """Return the names of configs for each name of a pool: several may have the same."""
         measured: dict[str, list[str]] = {}
-        for name in self._spec.list_configs():
-            wanted = self._spec.get_config(name).instrumentation
+        # not by get_config(), which refuses after close()
+        for name, manager in list(self._spec._managers.items()):
+            wanted = manager.config.instrumentation
             if wanted.metrics and self._pools(name):
                 measured.setdefault(wanted.pool_name or name, []).append(name)
         return measured

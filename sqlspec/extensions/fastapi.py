@@ -1,0 +1,269 @@
+"""FastAPI: sessions as dependencies, the lifetime of the pools, and pages for operators."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import traceback
+import weakref
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
+from contextvars import ContextVar
+from typing import Any
+
+from anyio import CancelScope, CapacityLimiter, move_on_after
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, HTTPException, Response, params
+
+from sqlspec.exceptions import ConfigError
+from sqlspec.extensions.pages import Page, health_page, holders_page, readiness_page
+from sqlspec.extensions.starlette import database_lifespan
+from sqlspec.health import health_check
+from sqlspec.registry import SQLSpec
+from sqlspec.session import AsyncSession, Session
+from sqlspec.telemetry import PrometheusMetrics
+
+__all__ = ["FastAPISQLSpec"]
+
+PAGES = ("health", "ready", "metrics", "holders")
+# Seconds in which a cancelled request must have been rolled back; then its connection is closed instead.
+_GRACE = 5.0
+
+
+class FastAPISQLSpec:
+    """Give a FastAPI application the databases of a registry.
+
+    ``lifespan`` is the application's, or part of its own; `session` and `async_session` are dependencies; `router` has
+    the pages for operators, and none of them is there unless it is included. Nothing connects before the first
+    statement of a request, unless a pool is to be warmed.
+
+    Args:
+        spec: the registry.
+        warm: name to how many connections are opened before the first request comes.
+        close_timeout: seconds for connections in use to come back, when the application ends.
+    """
+
+    def __init__(self, spec: SQLSpec, *, warm: Mapping[str, int] | None = None, close_timeout: float = 10.0) -> None:
+        self.spec = spec
+        self._warm = warm
+        self._close_timeout = close_timeout
+        self._dependencies: dict[tuple[Any, ...], params.Depends] = {}
+        self._metrics: PrometheusMetrics | None = None
+
+    def __repr__(self) -> str:
+        return f"<FastAPISQLSpec of {self.spec!r}>"
+
+    def lifespan(self, app: object) -> AbstractAsyncContextManager[None]:
+        """Return the lifespan: ``FastAPI(lifespan=db.lifespan)``, or an ``async with`` block in one's own.
+
+        It warms and closes as `sqlspec.extensions.starlette.database_lifespan`, and reports a pool with room for fewer
+        connections than there are threads where dependencies made by `session` use it.
+
+        Raises:
+            ConfigError: a dependency was made for a name that is not registered.
+        """
+        names = [(is_async, name) for is_async, name, *_ in self._dependencies]
+        for _, name in names:
+            self.spec.get_config(name)
+        in_threads = {name for is_async, name in names if not is_async}
+        return database_lifespan(self.spec, warm=self._warm, in_threads=in_threads, close_timeout=self._close_timeout)
+
+    def session(
+        self,
+        name: str = "default",
+        *,
+        timeout: float | None = None,
+        autocommit: bool | None = None,
+        read_only: bool = False,
+        isolation_level: str | None = None,
+    ) -> params.Depends:
+        """Return a dependency, for ``Annotated[Session, db.session("primary")]`` in endpoints that are no
+        coroutines.
+
+        Its first statement checks a connection out. When the endpoint has returned, and before the response is sent, it
+        commits: where that fails, the response is an error. Any exception rolls back, `fastapi.HTTPException` included;
+        a response that is returned commits, whatever its status. It is closed before the body of a response is
+        streamed. The same arguments give the same dependency, and one session a request.
+        """
+        return self._dependency(_in_threads, False, name, timeout, autocommit, read_only, isolation_level)
+
+    def async_session(
+        self,
+        name: str = "default",
+        *,
+        timeout: float | None = None,
+        autocommit: bool | None = None,
+        read_only: bool = False,
+        isolation_level: str | None = None,
+    ) -> params.Depends:
+        """Return a dependency, as `session`, for ``Annotated[AsyncSession, …]`` in endpoints that are coroutines."""
+        return self._dependency(_in_tasks, True, name, timeout, autocommit, read_only, isolation_level)
+
+    def _dependency(self, make: Callable[..., Any], is_async: bool, name: str, *options: Any) -> params.Depends:
+        key = (is_async, name, *options)
+        if key not in self._dependencies:
+            # "function": its end comes before the response, since FastAPI 0.121
+            self._dependencies.setdefault(key, params.Depends(make(self.spec, name, *options), scope="function"))
+        return self._dependencies[key]
+
+    def router(
+        self,
+        *pages: str,
+        auth: Callable[..., Any] | None,
+        needed: Iterable[str] | None = None,
+        timeout: float = 2.0,
+        max_age: float = 5.0,
+    ) -> APIRouter:
+        """Return a router with pages for operators, to be included by ``app.include_router``.
+
+        ``/health`` says how each database and its pool are, ``/ready`` whether requests may come, both with status
+        503 where not; ``/metrics`` has the figures of the pools for Prometheus, ``/holders`` who holds connections.
+        They name no host, no user and no statement, and stand in no schema.
+
+        Args:
+            pages: those to have; none: all.
+            auth: a dependency, with which FastAPI provides as it does for endpoints. Where it returns nothing, or what
+                is false, the answer is 403; it may raise another. None: the pages are open to everybody.
+            needed: the names without which this application is not ready; None: all.
+            timeout: seconds after which a database that has not answered is down.
+            max_age: seconds for which readiness may be told again.
+
+        Raises:
+            ConfigError: there is no such page, or prometheus_client is not installed, which metrics need.
+        """
+        unknown = [page for page in pages if page not in PAGES]
+        if unknown:
+            raise ConfigError(f"there is no page {unknown[0]!r}: choose from {', '.join(PAGES)}")
+        needed = None if needed is None else list(needed)
+
+        async def health() -> Response:
+            # asked a hundred times a second, a database is still asked once
+            return _response(health_page(self.spec, await health_check(self.spec, timeout=timeout, max_age=1.0)))
+
+        async def ready() -> Response:
+            return _response(readiness_page(await health_check(self.spec, needed, timeout=timeout, max_age=max_age)))
+
+        async def holders() -> Response:
+            return _response(holders_page(self.spec))
+
+        # it reads the files of all workers; and must not wait for the threads, which may all wait for connections
+        async def metrics() -> Response:
+            body, content_type = await run_sync(self._pool_metrics().render, limiter=CapacityLimiter(1))
+            return _response(Page(200, body, content_type))
+
+        if "metrics" in (pages or PAGES):
+            self._pool_metrics()
+        router = APIRouter(dependencies=[] if auth is None else [params.Depends(_guard(auth))], include_in_schema=False)
+        for page in (health, ready, metrics, holders):
+            if page.__name__ in (pages or PAGES):
+                router.add_api_route(f"/{page.__name__}", page)
+        return router
+
+    def _pool_metrics(self) -> PrometheusMetrics:
+        if self._metrics is None:
+            from prometheus_client import CollectorRegistry
+
+            # of its own: an application may have several, and the global one refuses the same figures twice
+            self._metrics = PrometheusMetrics(self.spec, CollectorRegistry())
+        return self._metrics
+
+
+def _guard(auth: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, None]]:
+    answer: Any = params.Depends(auth)
+
+    async def guard(allowed: Any = answer) -> None:
+        if not allowed:
+            raise HTTPException(403)
+
+    return guard
+
+
+def _response(page: Page) -> Response:
+    headers = {"Cache-Control": "no-store"}
+    return Response(page.body, page.status, headers, media_type=page.content_type)
+
+
+def _in_tasks(
+    spec: SQLSpec, name: str, timeout: float | None, autocommit: bool | None, read_only: bool, level: str | None
+) -> Callable[[], AsyncIterator[AsyncSession]]:
+    async def async_session() -> AsyncIterator[AsyncSession]:
+        session = spec.get_async_session(
+            name, timeout=timeout, autocommit=autocommit, read_only=read_only, isolation_level=level
+        )
+        try:
+            yield session
+        except BaseException as error:
+            with move_on_after(_GRACE, shield=True):
+                await session.__aexit__(type(error), error, error.__traceback__)
+            raise
+        # anyio cancels every await of a cancelled request, also the one that would have committed
+        with CancelScope(shield=True):
+            await session.__aexit__(None, None, None)
+
+    return async_session
+
+
+def _in_threads(
+    spec: SQLSpec, name: str, timeout: float | None, autocommit: bool | None, read_only: bool, level: str | None
+) -> Callable[[], AsyncIterator[Session]]:
+    # a coroutine, since it has nothing to wait for at its beginning, and must wait for the endpoint at its end
+    async def session() -> AsyncIterator[Session]:
+        session = spec.get_session(
+            name, timeout=timeout, autocommit=autocommit, read_only=read_only, isolation_level=level
+        )
+        call = _begin_call()
+        try:
+            yield session
+        except BaseException as error:
+            if not isinstance(error, asyncio.CancelledError) or await _has_ended(call, error):
+                await _aside(session.__exit__, type(error), error, error.__traceback__)
+            raise
+        await _aside(session.__exit__, None, None, None)
+
+    return session
+
+
+async def _aside(work: Callable[..., Any], *arguments: Any) -> None:
+    """Do this in a thread beside those of requests, which may all wait for the connection that it gives back."""
+    with CancelScope(shield=True):
+        await run_sync(work, *arguments, limiter=CapacityLimiter(1))
+
+
+class _Call:
+    """Be what the contexts of a request, and of the threads that work for it, refer to."""
+
+
+_call: ContextVar[_Call | None] = ContextVar("sqlspec_call", default=None)
+
+
+def _begin_call() -> weakref.ref[_Call]:
+    call = _call.get() or _Call()
+    _call.set(call)
+    return weakref.ref(call)
+
+
+async def _has_ended(call: weakref.ref[_Call], error: BaseException) -> bool:
+    """Wait until no thread works for a cancelled request any more; tell whether that came to be.
+
+    asyncio cancels the task, and the endpoint runs on in its thread, with the session. Its connection, given back now,
+    would have two borrowers. The thread's context is a copy of the task's, and nothing else tells when it has ended.
+    Where that takes long, the pool gets the connection from the garbage collector.
+    """
+    _call.set(None)
+    # anyio has that context in a frame that the error has come through
+    traceback.clear_frames(error.__traceback__)
+    working = call()
+    if working is None:
+        return True
+    ended, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def tell() -> None:
+        # the loop may have ended before the thread
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(ended.set)
+
+    weakref.finalize(working, tell).atexit = False
+    del working
+    with move_on_after(_GRACE, shield=True):
+        await ended.wait()
+    return ended.is_set()
