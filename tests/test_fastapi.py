@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
+from anyio import CancelScope
 from anyio.to_thread import current_default_thread_limiter
 from fastapi import Depends, FastAPI, Header, HTTPException, Response
 from fastapi.responses import StreamingResponse
@@ -335,6 +336,60 @@ def test_a_session_whose_endpoint_still_runs_in_a_thread_gives_nothing_back_unti
     wait_until(lambda: small.get_pool_stats("primary").checked_out == 0)
     stats = small.get_pool_stats("primary")
     assert (dict(stats.closed), stats.dropped) == ({}, 0)
+
+
+def in_a_scope(app: FastAPI) -> Callable[[str], None]:
+    """Return a function that asks for a path within a scope of anyio's, which `app.state.scope` can cancel."""
+
+    def ask(path: str) -> None:
+        async def main() -> None:
+            scope = {"type": "http", "method": "GET", "path": path, "headers": [], "query_string": b""}
+
+            async def send(message: Any) -> None: ...
+
+            with CancelScope() as app.state.scope:
+                await app({**scope, "asgi": {"version": "3.0"}}, asyncio.Event().wait, send)
+
+        asyncio.run(main())
+
+    return ask
+
+
+@pytest.mark.parametrize("returns", [True, False])
+def test_a_request_that_anyio_cancels_ends_its_transaction_and_keeps_its_connection(
+    spec: SQLSpec, path: str, returns: bool
+) -> None:
+    db = FastAPISQLSpec(spec)
+    app = FastAPI()
+
+    @app.get("/tasks")
+    async def in_a_task(session: Annotated[AsyncSession, db.async_session("primary")]) -> None:
+        await session.execute(INSERT, ("Alice",))
+        app.state.scope.cancel()
+        if not returns:
+            await asyncio.sleep(10)
+
+    async def cancel() -> None:
+        app.state.scope.cancel()
+
+    async def wait(session: Annotated[Session, db.session("primary")]) -> None:
+        await asyncio.to_thread(session.execute, INSERT, ("Alice",))
+        app.state.scope.cancel()
+        await asyncio.sleep(10)
+
+    @app.get("/threads")
+    def in_a_thread(
+        session: Annotated[Session, db.session("primary")],
+        waited: Annotated[None, Depends(cancel if returns else wait)],
+    ) -> None:
+        session.execute(INSERT, ("Alice",))
+
+    in_a_scope(app)(path)
+    # what was asked for is done once the endpoint has returned
+    assert names(spec) == (["Alice"] if returns and path == "/tasks" else [])
+    stats = spec.get_pool_stats("primary")
+    assert (stats.checked_out, stats.dropped) == (0, 0)
+    assert not stats.closed.keys() - {"closed"}
 
 
 # -- the lifetime

@@ -28,6 +28,8 @@ __all__ = ["FastAPISQLSpec"]
 PAGES = ("health", "ready", "metrics", "holders")
 # Seconds in which a cancelled request must have been rolled back; then its connection is closed instead.
 _GRACE = 5.0
+# What its cancellations say, and by what it tells them from others itself.
+_BY_ANYIO = "Cancelled via cancel scope"
 
 
 class FastAPISQLSpec:
@@ -245,10 +247,13 @@ def _begin_call() -> weakref.ref[_Call]:
 async def _has_ended(call: weakref.ref[_Call], error: BaseException) -> bool:
     """Wait until no thread works for a cancelled request any more; tell whether that came to be.
 
-    asyncio cancels the task, and the endpoint runs on in its thread, with the session. Its connection, given back now,
-    would have two borrowers. The thread's context is a copy of the task's, and nothing else tells when it has ended.
-    Where that takes long, the pool gets the connection from the garbage collector.
+    anyio waits for its threads. But where asyncio has cancelled the task, as a timeout of its does, the endpoint runs
+    on in its thread, with the session. Its connection, given back now, would have two borrowers. The thread's context
+    is a copy of the task's, and nothing else tells when it has ended. Where that takes long, or something else has such
+    a copy, the pool gets the connection from the garbage collector.
     """
+    if str(error).startswith(_BY_ANYIO):
+        return True
     _call.set(None)
     # anyio has that context in a frame that the error has come through
     traceback.clear_frames(error.__traceback__)
