@@ -5,6 +5,9 @@
 import asyncio
 import contextlib
 import logging
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -12,6 +15,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
+import httpx2
 import pytest
 from anyio import CancelScope
 from anyio.to_thread import current_default_thread_limiter
@@ -27,9 +31,10 @@ from sqlspec.extensions.fastapi import FastAPISQLSpec
 from sqlspec.extensions.starlette import database_lifespan
 from tests.asgi import Client, served
 from tests.conftest import Database
-from tests.servers import wait_until
+from tests.servers import free_port, wait_until
 from tests.test_config import PASSWORDS
 
+ROOT = Path(__file__).parent.parent
 INSERT = "INSERT INTO users (name) VALUES (?)"
 Make = Callable[[FastAPI, FastAPISQLSpec, Callable[[], None]], None]
 
@@ -554,7 +559,7 @@ def test_only_the_pages_that_are_asked_for_are_there(spec: SQLSpec) -> None:
         FastAPISQLSpec(spec).router("healthz", auth=None)
 
 
-def test_the_pages_say_how_db_and_pools_are(spec: SQLSpec) -> None:
+def test_the_pages_say_how_databases_and_pools_are(spec: SQLSpec) -> None:
     app = FastAPI()
     app.include_router(FastAPISQLSpec(spec).router(auth=None))
     client = TestClient(app)
@@ -565,7 +570,7 @@ def test_the_pages_say_how_db_and_pools_are(spec: SQLSpec) -> None:
     assert health.status_code == 200
     assert health.json()["databases"]["primary"]["pool"]["checked_out"] == 1
     assert [holder["owner"] for holder in holders] == [f"thread {threading.current_thread().name}"]
-    assert holders[0]["place"].startswith("tests/test_fastapi.py:")
+    assert "test_fastapi.py:" in holders[0]["place"]
     assert metrics.headers["content-type"].startswith("text/plain; version=")
     assert 'db_client_connection_pool_name="primary"' in metrics.text
     assert health.headers["cache-control"] == "no-store"
@@ -625,3 +630,42 @@ def test_a_password_is_on_no_page_and_in_no_log(kind: Any, caplog: pytest.LogCap
         shown += [(word, page) for page in pages for word in ("us3r", "127.0.0.1", "d4t4b4s3") if word in page]
         caplog.clear()
     assert shown == []
+
+
+# -- the example
+
+
+def test_the_example_serves_by_its_command(tmp_path: Path) -> None:
+    port = free_port()
+    command = ["uvicorn", "--app-dir", str(ROOT / "docs" / "examples" / "fastapi"), "--port", str(port), "app:app"]
+    environment = {name: value for name, value in os.environ.items() if name != "DB_URL"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command],
+        cwd=tmp_path,
+        env={**environment, "OPERATOR_TOKEN": "t0k3n"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}") as client:
+            wait_until(lambda: answers(client) or process.poll() is not None, seconds=30)
+            assert client.post("/notes", json={"text": "hello"}).status_code == 201
+            assert client.get("/notes").json() == ["hello"]
+            assert client.get("/ready").json() == {"ready": True}
+            assert client.get("/internal/health").status_code == 403
+            with_token = {"token": "t0k3n"}
+            assert client.get("/internal/health", headers=with_token).json()["status"] == "up"
+            assert 'db_client_connection_pool_name="notes"' in client.get("/internal/metrics", headers=with_token).text
+    finally:
+        process.terminate()
+        _, told = process.communicate(timeout=30)
+    assert "Application shutdown complete" in told
+    assert "Error" not in told
+
+
+def answers(client: httpx2.Client) -> bool:
+    try:
+        return client.get("/notes").status_code == 200
+    except httpx2.TransportError:
+        return False

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Literal, NamedTuple, get_args
 
 from anyio import CancelScope, CapacityLimiter, move_on_after
 from anyio.to_thread import run_sync
@@ -25,11 +25,23 @@ from sqlspec.telemetry import PrometheusMetrics
 
 __all__ = ["FastAPISQLSpec"]
 
-PAGES = ("health", "ready", "metrics", "holders")
+PageName = Literal["health", "ready", "metrics", "holders"]
 # Seconds in which a cancelled request must have been rolled back; then its connection is closed instead.
 _GRACE = 5.0
 # What its cancellations say, and by what it tells them from others itself.
 _BY_ANYIO = "Cancelled via cancel scope"
+
+
+class _Options(NamedTuple):
+    """Be the options of a session."""
+
+    timeout: float | None
+    autocommit: bool | None
+    read_only: bool
+    isolation_level: str | None
+
+
+_Make = Callable[[SQLSpec, str, _Options], Callable[[], AsyncIterator[Any]]]
 
 
 class FastAPISQLSpec:
@@ -49,7 +61,7 @@ class FastAPISQLSpec:
         self.spec = spec
         self._warm = warm
         self._close_timeout = close_timeout
-        self._dependencies: dict[tuple[Any, ...], params.Depends] = {}
+        self._dependencies: dict[tuple[_Make, str, _Options], params.Depends] = {}
         self._metrics: PrometheusMetrics | None = None
 
     def __repr__(self) -> str:
@@ -64,10 +76,9 @@ class FastAPISQLSpec:
         Raises:
             ConfigError: a dependency was made for a name that is not registered.
         """
-        names = [(is_async, name) for is_async, name, *_ in self._dependencies]
-        for _, name in names:
+        for _, name, _ in self._dependencies:
             self.spec.get_config(name)
-        in_threads = {name for is_async, name in names if not is_async}
+        in_threads = {name for make, name, _ in self._dependencies if make is _in_threads}
         return database_lifespan(self.spec, warm=self._warm, in_threads=in_threads, close_timeout=self._close_timeout)
 
     def session(
@@ -79,15 +90,15 @@ class FastAPISQLSpec:
         read_only: bool = False,
         isolation_level: str | None = None,
     ) -> params.Depends:
-        """Return a dependency, for ``Annotated[Session, db.session("primary")]`` in endpoints that are no
-        coroutines.
+        """Return a dependency for endpoints that are no coroutines: ``Annotated[Session, db.session("primary")]``.
 
         Its first statement checks a connection out. When the endpoint has returned, and before the response is sent, it
         commits: where that fails, the response is an error. Any exception rolls back, `fastapi.HTTPException` included;
         a response that is returned commits, whatever its status. It is closed before the body of a response is
         streamed. The same arguments give the same dependency, and one session a request.
         """
-        return self._dependency(_in_threads, False, name, timeout, autocommit, read_only, isolation_level)
+        options = _Options(timeout, autocommit, read_only, isolation_level)
+        return self._dependency(_in_threads, name, options)
 
     def async_session(
         self,
@@ -99,18 +110,19 @@ class FastAPISQLSpec:
         isolation_level: str | None = None,
     ) -> params.Depends:
         """Return a dependency, as `session`, for ``Annotated[AsyncSession, …]`` in endpoints that are coroutines."""
-        return self._dependency(_in_tasks, True, name, timeout, autocommit, read_only, isolation_level)
+        options = _Options(timeout, autocommit, read_only, isolation_level)
+        return self._dependency(_in_tasks, name, options)
 
-    def _dependency(self, make: Callable[..., Any], is_async: bool, name: str, *options: Any) -> params.Depends:
-        key = (is_async, name, *options)
+    def _dependency(self, make: _Make, name: str, options: _Options) -> params.Depends:
+        key = make, name, options
         if key not in self._dependencies:
             # "function": its end comes before the response, since FastAPI 0.121
-            self._dependencies.setdefault(key, params.Depends(make(self.spec, name, *options), scope="function"))
+            self._dependencies.setdefault(key, params.Depends(make(self.spec, name, options), scope="function"))
         return self._dependencies[key]
 
     def router(
         self,
-        *pages: str,
+        *pages: PageName,
         auth: Callable[..., Any] | None,
         needed: Iterable[str] | None = None,
         timeout: float = 2.0,
@@ -133,9 +145,10 @@ class FastAPISQLSpec:
         Raises:
             ConfigError: there is no such page, or prometheus_client is not installed, which metrics need.
         """
-        unknown = [page for page in pages if page not in PAGES]
-        if unknown:
-            raise ConfigError(f"there is no page {unknown[0]!r}: choose from {', '.join(PAGES)}")
+        wanted = pages or get_args(PageName)
+        for page in wanted:
+            if page not in get_args(PageName):
+                raise ConfigError(f"there is no page {page!r}: choose from {', '.join(get_args(PageName))}")
         needed = None if needed is None else list(needed)
 
         async def health() -> Response:
@@ -153,12 +166,12 @@ class FastAPISQLSpec:
             body, content_type = await run_sync(self._pool_metrics().render, limiter=CapacityLimiter(1))
             return _response(Page(200, body, content_type))
 
-        if "metrics" in (pages or PAGES):
+        if "metrics" in wanted:
             self._pool_metrics()
         router = APIRouter(dependencies=[] if auth is None else [params.Depends(_guard(auth))], include_in_schema=False)
-        for page in (health, ready, metrics, holders):
-            if page.__name__ in (pages or PAGES):
-                router.add_api_route(f"/{page.__name__}", page)
+        for view in (health, ready, metrics, holders):
+            if view.__name__ in wanted:
+                router.add_api_route(f"/{view.__name__}", view)
         return router
 
     def _pool_metrics(self) -> PrometheusMetrics:
@@ -185,13 +198,9 @@ def _response(page: Page) -> Response:
     return Response(page.body, page.status, headers, media_type=page.content_type)
 
 
-def _in_tasks(
-    spec: SQLSpec, name: str, timeout: float | None, autocommit: bool | None, read_only: bool, level: str | None
-) -> Callable[[], AsyncIterator[AsyncSession]]:
+def _in_tasks(spec: SQLSpec, name: str, options: _Options) -> Callable[[], AsyncIterator[AsyncSession]]:
     async def async_session() -> AsyncIterator[AsyncSession]:
-        session = spec.get_async_session(
-            name, timeout=timeout, autocommit=autocommit, read_only=read_only, isolation_level=level
-        )
+        session = spec.get_async_session(name, **options._asdict())
         try:
             yield session
         except BaseException as error:
@@ -205,14 +214,10 @@ def _in_tasks(
     return async_session
 
 
-def _in_threads(
-    spec: SQLSpec, name: str, timeout: float | None, autocommit: bool | None, read_only: bool, level: str | None
-) -> Callable[[], AsyncIterator[Session]]:
+def _in_threads(spec: SQLSpec, name: str, options: _Options) -> Callable[[], AsyncIterator[Session]]:
     # a coroutine, since it has nothing to wait for at its beginning, and must wait for the endpoint at its end
     async def session() -> AsyncIterator[Session]:
-        session = spec.get_session(
-            name, timeout=timeout, autocommit=autocommit, read_only=read_only, isolation_level=level
-        )
+        session = spec.get_session(name, **options._asdict())
         call = _begin_call()
         try:
             yield session

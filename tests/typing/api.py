@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, assert_type
+from contextlib import AbstractAsyncContextManager
+from typing import Annotated, Any, assert_type
 
+import fastapi
 import sqlalchemy as sa
 import sqlalchemy.ext.asyncio as sa_asyncio
 from flask import Blueprint, Flask
 from pydantic import SecretStr
 from sqlalchemy import CursorResult, Engine, Result, Row
 from sqlalchemy.pool import PoolProxiedConnection, QueuePool
+from starlette.applications import Starlette
 
 from sqlspec import (
     AdaptivePool,
@@ -49,6 +52,8 @@ from sqlspec import (
 from sqlspec.adapters import MySQLConfig, PostgreSQLConfig, SQLiteConfig, SQLiteConnectionConfig
 from sqlspec.config import NoPoolSyncConfig, SyncDatabaseConfig
 from sqlspec.extensions.flask import FlaskSQLSpec
+from sqlspec.extensions.fastapi import FastAPISQLSpec
+from sqlspec.extensions.starlette import database_lifespan
 from sqlspec.pool import AsyncFairQueuePool, FairQueuePool, Timing
 from sqlspec.session.result import DriverResult
 from sqlspec.telemetry import OpenTelemetryMetrics, PrometheusMetrics
@@ -239,3 +244,26 @@ def flask(app: Flask) -> None:
     db.blueprint()  # type: ignore[call-arg]  # who may see the pages is always said
     with db.test_isolation(), isolated(db.spec):
         pass
+
+
+def fastapi_application(spec: SQLSpec) -> None:
+    db = FastAPISQLSpec(spec, warm={"primary": 5}, close_timeout=5.0)
+    assert_type(db.spec, SQLSpec)
+    assert_type(db.lifespan(fastapi.FastAPI(lifespan=db.lifespan)), AbstractAsyncContextManager[None])
+    assert_type(db.session("primary", timeout=1.0, read_only=True), fastapi.params.Depends)
+    assert_type(db.async_session(), fastapi.params.Depends)
+    assert_type(db.router("health", "ready", auth=None, needed=["primary"]), fastapi.APIRouter)
+    db.router("healthz", auth=None)  # type: ignore[arg-type]  # there is no such page
+    db.router()  # type: ignore[call-arg]  # who may see the pages must be said
+
+    async def is_operator(token: str) -> bool:
+        return bool(token)
+
+    db.router(auth=is_operator)
+    Starlette(lifespan=lambda app: database_lifespan(spec, warm={"primary": 5}, in_threads=["primary"]))
+
+    def endpoint(session: Annotated[Session, db.session("primary")]) -> None:
+        assert_type(session, Session)
+
+    async def asynchronous_endpoint(session: Annotated[AsyncSession, db.async_session("primary")]) -> None:
+        assert_type(session, AsyncSession)
