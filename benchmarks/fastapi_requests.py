@@ -5,9 +5,9 @@ An application on a private PostgreSQL, with five connections for tasks and five
 streams: 50 event streams are open, each begun with a statement; requests that read come one after the other.
 commits: requests whose COMMIT fails, by a constraint that is checked then. Each must be answered by a 500, and nothing
 of it be stored.
-disconnects: requests that write and then read slowly, from clients of which most go away at a random moment. Afterwards
-no connection may be checked out, none may have come back by the garbage collector, and the server may have no more
-than the pool knows of.
+disconnects: requests that write and then read slowly, from clients of which most go away at a random moment; requests
+that run then are cancelled, by anyio and by asyncio in turn. Afterwards no connection may be checked out, none may have
+come back by the garbage collector, and the server may have no more than the pool knows of.
 
 `--scope request` ends the sessions after the responses, as dependencies of FastAPI do by themselves.
 """
@@ -27,11 +27,10 @@ import anyio
 from databases import servers
 from fastapi import FastAPI, params
 from fastapi.responses import StreamingResponse
-from starlette.middleware.base import BaseHTTPMiddleware
 
 from sqlspec import Session, SQLSpec
 from sqlspec.extensions.fastapi import FastAPISQLSpec
-from tests.asgi import Client, served
+from tests.asgi import CancelOnDisconnect, Client, served
 from tests.servers import wait_until
 
 STREAMS, BAR = 50, 0.05
@@ -44,12 +43,6 @@ def build(spec: SQLSpec, scope: Scope, over: threading.Event) -> FastAPI:
     app = FastAPI(lifespan=db.lifespan)
     in_threads: Any = params.Depends(db.session().dependency, scope=scope)
     in_tasks: Any = params.Depends(db.async_session().dependency, scope=scope)
-
-    async def pass_on(request: Any, call_next: Any) -> Any:
-        return await call_next(request)
-
-    # it cancels what a client that has gone away no longer waits for
-    app.add_middleware(BaseHTTPMiddleware, dispatch=pass_on)
 
     async def events() -> AsyncIterator[str]:
         yield "data: begun\n\n"
@@ -136,13 +129,13 @@ def commits(port: int, spec: SQLSpec, count: int) -> bool:
     return statuses == [500] * len(paths) and stored == 0
 
 
-def disconnects(port: int, spec: SQLSpec, server: Any, requests: int) -> bool:
+def disconnects(port: int, spec: SQLSpec, server: Any, app: CancelOnDisconnect, requests: int, clients: int) -> bool:
     """Have clients go away."""
     answers: list[int | None] = []
 
     def ask(seed: int) -> None:
         chance = random.Random(seed)  # noqa: S311  # nothing is secret
-        for _ in range(requests // 16):
+        for _ in range(requests // clients):
             client = Client(port, chance.choice(["/tasks/slow", "/threads/slow"]), "POST")
             if chance.random() < 0.2:
                 answers.append(client.answer()[0])
@@ -151,17 +144,17 @@ def disconnects(port: int, spec: SQLSpec, server: Any, requests: int) -> bool:
                 client.close()
                 answers.append(None)
 
-    _together(16, ask)
+    _together(clients, ask)
     wait_until(lambda: spec.get_pool_stats().checked_out == 0, seconds=30)
     stats = spec.get_pool_stats()
     known = wait_for_equal(lambda: len(server.connections()), lambda: spec.get_pool_stats().total)
     gone, answered = answers.count(None), answers.count(200)
     print(
         f"disconnects: {len(answers)} requests, {gone} clients went away, {answered} answered\n"
-        f"  {stats.checked_out} checked out, {stats.dropped} dropped, closed {dict(stats.closed)}, "
-        f"the server has {'no others than' if known else 'others than'} the pool's {stats.total}"
+        f"  {app.cancelled} cancelled, {stats.checked_out} checked out, {stats.dropped} dropped, "
+        f"closed {dict(stats.closed)}; the server has {'the' if known else 'not the'} {stats.total} of the pools"
     )
-    return known and stats.checked_out == stats.dropped == 0 and answered == len(answers) - gone
+    return known and stats.checked_out == stats.dropped == 0 and answered == len(answers) - gone and app.cancelled > 0
 
 
 def _together(count: int, work: Callable[[int], None]) -> None:
@@ -185,6 +178,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=["streams", "commits", "disconnects"])
     parser.add_argument("--requests", type=int, default=2000, help="of clients that may go away")
+    parser.add_argument("--clients", type=int, default=16, help="at the same time")
     parser.add_argument("--scope", choices=["function", "request"], default="function")
     options = parser.parse_args()
     # it would print the errors of the COMMITs
@@ -198,11 +192,12 @@ def main() -> int:
         with spec.get_session() as session:
             session.execute("CREATE TABLE others (id INTEGER PRIMARY KEY)")
             session.execute("CREATE TABLE things (id INTEGER, other INTEGER REFERENCES others INITIALLY DEFERRED)")
-        with served(build(spec, options.scope, over)) as port:
+        app = CancelOnDisconnect(build(spec, options.scope, over), "both")
+        with served(app) as port:
             if options.only in {None, "commits"}:
                 holds &= commits(port, spec, 100)
             if options.only in {None, "disconnects"}:
-                holds &= disconnects(port, spec, server, options.requests)
+                holds &= disconnects(port, spec, server, app, options.requests, options.clients)
             if options.only in {None, "streams"}:
                 holds &= streams(port, over)
     print("every bar holds" if holds else "a bar does not hold")

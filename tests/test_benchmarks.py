@@ -114,9 +114,9 @@ def test_money_that_is_moved_while_everything_fails_is_all_there(how: list[str])
 def test_a_commit_that_fails_is_a_500_where_fastapis_own_dependencies_say_that_all_is_well() -> None:
     command = [sys.executable, str(FOLDER / "fastapi_requests.py"), "--only", "commits", "--scope"]
     ours = subprocess.run([*command, "function"], capture_output=True, text=True, check=False)
-    assert "100 of 100 that failed are a 500, 0 stored" in ours.stdout, ours.stdout + ours.stderr
+    assert "commits: 100 of 100 that failed are a 500, 0 stored" in ours.stdout, ours.stdout + ours.stderr
     theirs = subprocess.run([*command, "request"], capture_output=True, text=True, check=False)
-    assert "0 of 100 that failed are a 500, 0 stored" in theirs.stdout, theirs.stdout + theirs.stderr
+    assert "commits: 0 of 100 that failed are a 500, 0 stored" in theirs.stdout, theirs.stdout + theirs.stderr
     assert (ours.returncode, theirs.returncode) == (0, 1)
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import httpx2
 import pytest
@@ -23,13 +23,12 @@ from fastapi import Depends, FastAPI, Header, HTTPException, Response
 from fastapi.responses import StreamingResponse
 from fastapi.testclient import TestClient
 from starlette.applications import Starlette
-from starlette.middleware.base import BaseHTTPMiddleware
 
 from sqlspec import AsyncSession, ConfigError, Session, SQLSpec
 from sqlspec.adapters import MySQLConfig, PostgreSQLConfig, SQLiteConfig
 from sqlspec.extensions.fastapi import FastAPISQLSpec
 from sqlspec.extensions.starlette import database_lifespan
-from tests.asgi import Client, served
+from tests.asgi import CancelOnDisconnect, Client, served
 from tests.conftest import Database
 from tests.servers import free_port, wait_until
 from tests.test_config import PASSWORDS
@@ -256,19 +255,12 @@ SLOW = {
 }
 
 
-async def pass_on(request: Any, call_next: Any) -> Any:
-    return await call_next(request)
-
-
-@pytest.mark.parametrize("with_middleware", [True, False])
-def test_clients_that_go_away_leave_no_connection_behind(
-    small: SQLSpec, database: Database, with_middleware: bool
+@pytest.mark.parametrize("how", ["anyio", "asyncio"])
+def test_requests_that_are_cancelled_since_their_clients_went_away_leave_no_connection_behind(
+    small: SQLSpec, database: Database, how: Literal["anyio", "asyncio"]
 ) -> None:
     db = FastAPISQLSpec(small)
     app = FastAPI(lifespan=db.lifespan)
-    if with_middleware:
-        # it cancels what it waits for
-        app.add_middleware(BaseHTTPMiddleware, dispatch=pass_on)
     begun: list[str] = []
 
     @app.get("/tasks")
@@ -283,8 +275,10 @@ def test_clients_that_go_away_leave_no_connection_behind(
         session.execute(SLOW[database.name])
         return "done"
 
-    with served(app) as port:
+    cancelling = CancelOnDisconnect(app, how)
+    with served(cancelling) as port:
         for number in range(40):
+            begun.clear()
             client = Client(port, ("/tasks", "/threads")[number % 2])
             if number % 4 < 2:
                 wait_until(lambda: len(begun) > 0)
@@ -292,7 +286,9 @@ def test_clients_that_go_away_leave_no_connection_behind(
             client.close()
         wait_until(lambda: small.get_pool_stats("primary").checked_out == 0, seconds=30)
         assert [Client(port, kind).answer() for kind in ("/tasks", "/threads")] == [(200, "done")] * 2
-        assert small.get_pool_stats("primary").closed.get("lost", 0) == 0
+        stats = small.get_pool_stats("primary")
+        assert (stats.checked_out, stats.dropped, stats.closed.get("lost", 0)) == (0, 0, 0)
+    assert cancelling.cancelled >= 5
 
 
 @contextlib.contextmanager
