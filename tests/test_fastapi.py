@@ -291,27 +291,23 @@ def test_requests_that_are_cancelled_since_their_clients_went_away_leave_no_conn
     assert cancelling.cancelled >= 5
 
 
-@contextlib.contextmanager
-def cancelling(app: FastAPI) -> Iterator[Callable[[str], None]]:
-    """Give a function that asks for a path, and cancels the task of the request while its endpoint runs."""
+def cancel_when(app: FastAPI, spec: SQLSpec, state: Callable[[], bool]) -> None:
+    """Ask for /, have asyncio cancel the task of the request as soon as this is so, and wait for its connection."""
 
-    def ask(path: str) -> None:
-        async def main() -> None:
-            scope = {"type": "http", "method": "GET", "path": path, "headers": [], "query_string": b""}
-            nothing = asyncio.Event()
+    async def main() -> None:
+        scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b""}
 
-            async def send(message: Any) -> None: ...
+        async def send(message: Any) -> None: ...
 
-            task = asyncio.create_task(app({**scope, "asgi": {"version": "3.0"}}, nothing.wait, send))
-            await asyncio.to_thread(app.state.begun.wait, 10)
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        task = asyncio.create_task(app({**scope, "asgi": {"version": "3.0"}}, asyncio.Event().wait, send))
+        while not state():
+            await asyncio.sleep(0)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        await asyncio.to_thread(wait_until, lambda: spec.get_pool_stats("primary").checked_out == 0)
 
-        asyncio.run(main())
-
-    app.state.begun = threading.Event()
-    yield ask
+    asyncio.run(main())
 
 
 def test_a_session_whose_endpoint_still_runs_in_a_thread_gives_nothing_back_until_it_has_ended(
@@ -320,23 +316,43 @@ def test_a_session_whose_endpoint_still_runs_in_a_thread_gives_nothing_back_unti
     db = FastAPISQLSpec(small)
     app = FastAPI()
     small.resize_pool("primary", pool_size=1, max_overflow=0)
+    begun = threading.Event()
     seen: list[Any] = []
 
     @app.get("/")
     def slow(session: Annotated[Session, db.session("primary")]) -> None:
         session.execute("SELECT 1")
-        app.state.begun.set()
+        begun.set()
         for _ in range(20):
             seen.append(session.execute("SELECT 1").scalar())
             seen.append(small.get_pool_stats("primary").checked_out)
             time.sleep(0.01)
 
-    with cancelling(app) as ask:
-        ask("/")
+    cancel_when(app, small, begun.is_set)
     assert seen == [1] * 40
-    wait_until(lambda: small.get_pool_stats("primary").checked_out == 0)
     stats = small.get_pool_stats("primary")
     assert (dict(stats.closed), stats.dropped) == ({}, 0)
+
+
+def test_a_request_that_is_cancelled_on_the_way_to_its_commit_gives_its_connection_back(spec: SQLSpec) -> None:
+    db = FastAPISQLSpec(spec)
+    app = FastAPI()
+    done: list[str] = []
+
+    async def note() -> AsyncIterator[None]:
+        yield
+        done.append("endpoint")
+
+    @app.get("/")
+    def write(
+        session: Annotated[Session, db.session("primary")],
+        last: Annotated[None, Depends(note, scope="function")],
+    ) -> None:
+        session.execute(INSERT, ("Alice",))
+
+    # the dependency that was entered last ends first; then the end of the session is what waits first
+    cancel_when(app, spec, lambda: bool(done))
+    assert spec.get_pool_stats("primary").dropped == 0
 
 
 def in_a_scope(app: FastAPI) -> Callable[[str], None]:

@@ -232,8 +232,16 @@ def _in_threads(spec: SQLSpec, name: str, options: _Options) -> Callable[[], Asy
 
 async def _aside(work: Callable[..., Any], *arguments: Any) -> None:
     """Do this in a thread beside those of requests, which may all wait for the connection that it gives back."""
+    # a task of its own: who is cancelled on the way to a thread never gets there
+    task = asyncio.ensure_future(run_sync(work, *arguments, limiter=CapacityLimiter(1)))
+    _endings.add(task)
+    task.add_done_callback(_endings.discard)
     with CancelScope(shield=True):
-        await run_sync(work, *arguments, limiter=CapacityLimiter(1))
+        await asyncio.shield(task)
+
+
+# the event loop knows its tasks weakly
+_endings: set[asyncio.Future[None]] = set()
 
 
 class _Call:
