@@ -24,7 +24,7 @@ from fastapi.responses import StreamingResponse
 from fastapi.testclient import TestClient
 from starlette.applications import Starlette
 
-from sqlspec import AsyncSession, ConfigError, Session, SQLSpec
+from sqlspec import AsyncSession, ConfigError, PoolStats, Session, SQLSpec
 from sqlspec.adapters import MySQLConfig, PostgreSQLConfig, SQLiteConfig
 from sqlspec.extensions.fastapi import FastAPISQLSpec
 from sqlspec.extensions.starlette import database_lifespan
@@ -255,6 +255,13 @@ SLOW = {
 }
 
 
+LONG = {
+    "postgresql": "SELECT pg_sleep(20)",
+    "mariadb": "SELECT SLEEP(20)",
+    "sqlite": "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n",
+}
+
+
 @pytest.mark.parametrize("how", ["anyio", "asyncio"])
 def test_requests_that_are_cancelled_since_their_clients_went_away_leave_no_connection_behind(
     small: SQLSpec, database: Database, how: Literal["anyio", "asyncio"]
@@ -407,6 +414,30 @@ def test_a_request_that_anyio_cancels_ends_its_transaction_and_keeps_its_connect
     stats = spec.get_pool_stats("primary")
     assert (stats.checked_out, stats.dropped) == (0, 0)
     assert not stats.closed.keys() - {"closed"}
+
+
+def test_a_statement_that_anyio_cancels_is_ended_and_its_connection_kept(spec: SQLSpec, database: Database) -> None:
+    if database.name == "mariadb" or "psycopg" in str(getattr(database.config(), "url", "")):
+        pytest.skip("asyncmy cannot end a statement, and psycopg is cancelled while it does: their connections close")
+    db = FastAPISQLSpec(spec)
+    app = FastAPI()
+    spec._get_pool("primary").dispose()
+    pools: list[PoolStats] = []
+
+    @app.get("/")
+    async def wait(session: Annotated[AsyncSession, db.async_session("primary")]) -> None:
+        await session.execute(INSERT, ("Alice",))
+        asyncio.get_running_loop().call_later(0.1, app.state.scope.cancel)
+        try:
+            await session.execute(LONG[database.name])
+        finally:
+            pools.append(spec.get_pool_stats("primary"))
+
+    begin = time.monotonic()
+    in_a_scope(app)("/")
+    assert time.monotonic() - begin < 10
+    assert [(stats.checked_out, dict(stats.closed)) for stats in pools] == [(1, {"disposed": 1})]
+    assert names(spec) == []
 
 
 # -- the lifetime

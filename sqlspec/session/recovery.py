@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+import sys
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from sqlalchemy.util import await_only, greenlet_spawn
@@ -20,10 +22,20 @@ def recover(driver: Driver, connection: Any, cursor: Any) -> bool:
     """End a cancelled statement, also on the server, and roll back; tell whether the connection can be kept."""
     recovery = greenlet_spawn(driver.within, connection, driver.recover, connection, cursor)
     try:
-        recovered: bool = await_only(asyncio.wait_for(recovery, _PATIENCE))
+        recovered: bool = await_only(_shielded(asyncio.wait_for(recovery, _PATIENCE)))
     except (Exception, asyncio.CancelledError):  # noqa: BLE001  # the connection is closed, the cancellation goes on
         return False
     return recovered
+
+
+async def _shielded(work: Awaitable[bool]) -> bool:
+    """Wait for this within a scope of anyio's, where that is in use: once it has cancelled, it does so at every await.
+
+    A web server cancels that way, and the connection of each client that goes away would be closed.
+    """
+    anyio = sys.modules.get("anyio")
+    with contextlib.nullcontext() if anyio is None else anyio.CancelScope(shield=True):
+        return await work
 
 
 def clean_up_after(error: BaseException, what: str, work: Callable[[], object]) -> None:
