@@ -26,6 +26,7 @@ from starlette.applications import Starlette
 
 from sqlspec import AsyncSession, ConfigError, PoolStats, Session, SQLSpec
 from sqlspec.adapters import MySQLConfig, PostgreSQLConfig, SQLiteConfig
+from sqlspec.extensions import fastapi as extension
 from sqlspec.extensions.fastapi import FastAPISQLSpec
 from sqlspec.extensions.starlette import database_lifespan
 from tests.asgi import CancelOnDisconnect, Client, served
@@ -313,6 +314,7 @@ def cancel_when(app: FastAPI, spec: SQLSpec, state: Callable[[], bool]) -> None:
         with contextlib.suppress(asyncio.CancelledError):
             await task
         await asyncio.to_thread(wait_until, lambda: spec.get_pool_stats("primary").checked_out == 0)
+        await asyncio.to_thread(wait_until, lambda: not extension._endings)
 
     asyncio.run(main())
 
@@ -437,6 +439,34 @@ def test_a_statement_that_anyio_cancels_is_ended_and_its_connection_kept(spec: S
     in_a_scope(app)("/")
     assert time.monotonic() - begin < 10
     assert [(stats.checked_out, dict(stats.closed)) for stats in pools] == [(1, {"disposed": 1})]
+    assert names(spec) == []
+
+
+def test_a_commit_that_fails_when_its_request_is_cancelled_already_is_logged(
+    spec: SQLSpec, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    db = FastAPISQLSpec(spec)
+    app = FastAPI()
+    done: list[str] = []
+
+    async def note() -> AsyncIterator[None]:
+        yield
+        done.append("endpoint")
+
+    @app.get("/")
+    def write(
+        session: Annotated[Session, db.session("primary")],
+        last: Annotated[None, Depends(note, scope="function")],
+    ) -> None:
+        session.execute(INSERT, ("Alice",))
+        # no real one can be had at that moment
+        monkeypatch.setattr(session, "commit", fail)
+
+    def fail() -> None:
+        raise RuntimeError("with a value")
+
+    cancel_when(app, spec, lambda: bool(done))
+    assert caplog.messages == ["the session of a cancelled request could not be ended: RuntimeError"]
     assert names(spec) == []
 
 
@@ -584,12 +614,39 @@ def test_pages_are_for_those_whom_auth_lets_in(spec: SQLSpec) -> None:
             assert not [answer for answer in answers if "primary" in answer.text]
 
 
-def test_an_auth_that_returns_nothing_lets_nobody_in(spec: SQLSpec) -> None:
-    def forgot_to_return() -> None: ...
+async def awaited_by_nobody() -> bool:
+    return True
+
+
+@pytest.mark.parametrize("answer", [lambda: None, lambda: {"user": 1}, lambda: Response(), awaited_by_nobody])
+def test_an_auth_that_does_not_return_true_lets_nobody_in(spec: SQLSpec, answer: Callable[[], Any]) -> None:
+    given: list[Any] = []
+
+    def auth() -> Any:
+        given.append(answer())
+        return given[-1]
 
     app = FastAPI()
-    app.include_router(FastAPISQLSpec(spec).router(auth=forgot_to_return))
+    app.include_router(FastAPISQLSpec(spec).router(auth=auth))
     assert [TestClient(app).get(page).status_code for page in PAGES] == [403] * 4
+    for one in given:
+        if asyncio.iscoroutine(one):
+            one.close()
+
+
+def test_an_auth_that_is_no_dependency_is_refused(spec: SQLSpec) -> None:
+    for wrong in (False, "", "admin"):
+        with pytest.raises(ConfigError, match="auth must be a dependency that returns True"):
+            FastAPISQLSpec(spec).router(auth=wrong)
+
+
+def test_metrics_without_prometheus_client_name_the_command_that_installs_it(
+    spec: SQLSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    FastAPISQLSpec(spec).router("health", "ready", "holders", auth=None)
+    with pytest.raises(ConfigError, match=r"pip install 'sqlspec-pool\[prometheus\]'"):
+        FastAPISQLSpec(spec).router(auth=None)
 
 
 def test_only_the_pages_that_are_asked_for_are_there(spec: SQLSpec) -> None:

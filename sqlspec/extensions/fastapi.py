@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import traceback
 import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
@@ -24,6 +25,8 @@ from sqlspec.session import AsyncSession, Session
 from sqlspec.telemetry import PrometheusMetrics
 
 __all__ = ["FastAPISQLSpec"]
+
+_logger = logging.getLogger("sqlspec")
 
 PageName = Literal["health", "ready", "metrics", "holders"]
 # Seconds in which a cancelled request must have been rolled back; then its connection is closed instead.
@@ -136,19 +139,22 @@ class FastAPISQLSpec:
 
         Args:
             pages: those to have; none: all.
-            auth: a dependency, with which FastAPI provides as it does for endpoints. Where it returns nothing, or what
-                is false, the answer is 403; it may raise another. None: the pages are open to everybody.
+            auth: a dependency that returns True for who may see them, and may have dependencies itself; everybody else
+                gets a 403, or the `fastapi.HTTPException` that it raises. None: they are open to everybody.
             needed: the names without which this application is not ready; None: all.
             timeout: seconds after which a database that has not answered is down.
             max_age: seconds for which readiness may be told again.
 
         Raises:
-            ConfigError: there is no such page, or prometheus_client is not installed, which metrics need.
+            ConfigError: there is no such page, ``auth`` cannot be called, or prometheus_client is not installed, which
+                metrics need.
         """
         wanted = pages or get_args(PageName)
         for page in wanted:
             if page not in get_args(PageName):
                 raise ConfigError(f"there is no page {page!r}: choose from {', '.join(get_args(PageName))}")
+        if auth is not None and not callable(auth):
+            raise ConfigError("auth must be a dependency that returns True for who may see the pages, or None", "auth")
         needed = None if needed is None else list(needed)
 
         async def health() -> Response:
@@ -176,8 +182,12 @@ class FastAPISQLSpec:
 
     def _pool_metrics(self) -> PrometheusMetrics:
         if self._metrics is None:
-            from prometheus_client import CollectorRegistry
-
+            try:
+                from prometheus_client import CollectorRegistry
+            except ModuleNotFoundError:
+                raise ConfigError(
+                    "the page metrics needs prometheus_client: pip install 'sqlspec-pool[prometheus]', or name others"
+                ) from None
             # of its own: an application may have several, and the global one refuses the same figures twice
             self._metrics = PrometheusMetrics(self.spec, CollectorRegistry())
         return self._metrics
@@ -187,7 +197,8 @@ def _guard(auth: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, None]]
     answer: Any = params.Depends(auth)
 
     async def guard(allowed: Any = answer) -> None:
-        if not allowed:
+        # Nothing but True: a coroutine that nobody has awaited would be true as well, and any user who is known.
+        if allowed is not True:
             raise HTTPException(403)
 
     return guard
@@ -236,8 +247,19 @@ async def _aside(work: Callable[..., Any], *arguments: Any) -> None:
     task = asyncio.ensure_future(run_sync(work, *arguments, limiter=CapacityLimiter(1)))
     _endings.add(task)
     task.add_done_callback(_endings.discard)
-    with CancelScope(shield=True):
-        await asyncio.shield(task)
+    try:
+        with CancelScope(shield=True):
+            await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.add_done_callback(_tell_of_failure)
+        raise
+
+
+def _tell_of_failure(task: asyncio.Future[None]) -> None:
+    """Log why a session could not be ended, now that nobody waits for it; without the words, which may have values."""
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        _logger.error("the session of a cancelled request could not be ended: %s", type(error).__name__)
 
 
 # the event loop knows its tasks weakly
