@@ -51,8 +51,8 @@ from sqlspec import (
 )
 from sqlspec.adapters import MySQLConfig, PostgreSQLConfig, SQLiteConfig, SQLiteConnectionConfig
 from sqlspec.config import NoPoolSyncConfig, SyncDatabaseConfig
-from sqlspec.extensions.flask import FlaskSQLSpec
 from sqlspec.extensions.fastapi import FastAPISQLSpec
+from sqlspec.extensions.flask import FlaskSQLSpec
 from sqlspec.extensions.starlette import database_lifespan
 from sqlspec.pool import AsyncFairQueuePool, FairQueuePool, Timing
 from sqlspec.session.result import DriverResult
