@@ -14,7 +14,9 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import exc
 
-from sqlspec import CircuitBreaker, ConnectionTimeout, ErrorKind, classify, with_retry
+from sqlspec import CircuitBreaker, ConnectionTimeout, ErrorKind, PoolTimeout, classify, with_retry
+from sqlspec.pool import FairQueuePool, handover
+from sqlspec.testing import ScriptedDriver
 from tests.conftest import Database
 from tests.faults import NUMBER, ask, end, tell
 from tests.servers import wait_until
@@ -134,7 +136,9 @@ def test_a_pool_that_may_have_more_connections_than_the_server_gives_works_with_
 ) -> None:
     few, many = _LIMITS[database.name]
     tell(database.server, few)
-    any_spec.register_config(database.config(username="guest", password="first", pool_size=8, max_overflow=0), "guest")
+    breaker = CircuitBreaker(failure_threshold=1)
+    options = {"username": "guest", "password": "first", "breaker": breaker}
+    any_spec.register_config(database.config(**options, pool_size=8, max_overflow=0), "guest")
 
     def use() -> int:
         with any_spec.get_session("guest") as session:
@@ -147,8 +151,9 @@ def test_a_pool_that_may_have_more_connections_than_the_server_gives_works_with_
         assert [call.result(60) for call in calls] == [1] * 40
     stats = any_spec.get_pool_stats("guest")
     assert 1 <= stats.total <= 3
-    # the server has refused some
+    # the server has refused some, which says nothing of it
     assert stats.failed_connects >= 1
+    assert breaker.failure_count == 0
     tell(database.server, many)
 
 
@@ -178,8 +183,10 @@ def test_a_server_that_has_no_connection_at_all_is_an_error_at_once(
 ) -> None:
     few, many = _LIMITS[database.name]
     tell(database.server, few)
-    for name in ("guest", "other"):
-        any_spec.register_config(database.config(username="guest", password="first", pool_size=8), name)
+    breaker = CircuitBreaker(failure_threshold=1)
+    for name, guard in {"guest": None, "other": breaker}.items():
+        config = database.config(username="guest", password="first", pool_size=8, breaker=guard)
+        any_spec.register_config(config, name)
     with contextlib.ExitStack() as held:
         for _ in range(3):
             held.enter_context(any_spec.get_session("guest")).execute("SELECT 1")
@@ -187,7 +194,49 @@ def test_a_server_that_has_no_connection_at_all_is_an_error_at_once(
         with pytest.raises(exc.DBAPIError) as caught:
             ask(any_spec, name="other")
         assert classify(caught.value) is ErrorKind.CAPACITY
+        assert breaker.state == "open"
     tell(database.server, many)
+
+
+@pytest.mark.fault(24)
+@on_servers
+def test_who_finds_a_dead_connection_and_a_full_server_waits_for_those_that_live(
+    user: str, any_spec: Any, database: Database
+) -> None:
+    few, many = _LIMITS[database.name]
+    tell(database.server, few)
+    for name in ("guest", "other"):
+        any_spec.register_config(database.config(username="guest", password="first", pool_size=3, max_overflow=0), name)
+    with contextlib.ExitStack() as held:
+        sessions = [held.enter_context(any_spec.get_session("guest")) for _ in range(3)]
+        numbers = [session.execute(NUMBER[database.name]).scalar_one() for session in sessions]
+    end(database.server, numbers[0])
+    with any_spec.get_session("other") as session:
+        session.execute("SELECT 1")
+        # whichever is their turn
+        assert [ask(any_spec, name="guest") for _ in range(6)] == [1] * 6
+    stats = any_spec.get_pool_stats("guest")
+    assert (stats.failed_connects, stats.total) == (1, 2)
+    tell(database.server, many)
+
+
+@pytest.mark.fault(24)
+def test_who_has_met_a_full_server_waits_no_longer_than_others(
+    driver: ScriptedDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # it would wait for so long before it looks at the clock
+    monkeypatch.setattr(handover, "_STARVED", 60.0)
+    pool = FairQueuePool(driver.connect, pool_size=3, max_overflow=0, is_full=lambda error: isinstance(error, OSError))
+    held = pool.connect()
+    driver.fail("connect", OSError("too many"))
+    driver.slow("connect", 1.0)
+    begin = time.monotonic()
+    with pytest.raises(PoolTimeout):
+        pool.connect(timeout=2.0)
+    assert time.monotonic() - begin < 2.9
+    # what it has waited is counted once
+    assert pool.stats().wait.sum < 2.9
+    held.close()
 
 
 @pytest.mark.fault(52)

@@ -65,7 +65,8 @@ class HandOverPool(SlotPool):
         if patience is None:
             patience = math.inf
         waiter = self._waiter(owner, contextvars.copy_context() if self._open_aside else None)
-        waiter.since = begin
+        # what it has waited before is counted already
+        waiter.since = since = time.monotonic() if is_first else begin
         # without patience it waits for nobody, not even for who opens a connection
         waiter.is_starved = deadline is None and patience <= 0
         outcome: Any = None
@@ -78,12 +79,13 @@ class HandOverPool(SlotPool):
                 if self._adaptive is not None and self._adaptive.may_look(begin):
                     # a pool that may grow does not let it wait until the next look
                     self._look_after(0.0)
-                waiter.wait(_STARVED if patience > _STARVED else patience)
+                # begun a while ago where it is first in the line
+                waiter.wait(min(_STARVED, begin + patience - time.monotonic()))
                 if not waiter.decision:
                     self._wait_on(waiter, begin + patience)
                     if deadline is None:
                         self._wait_for_opening(waiter)
-                slots.tally.waits.append(time.monotonic() - begin)
+                slots.tally.waits.append(time.monotonic() - since)
         except BaseException:
             outcome = waiter.offer(_GAVE_UP)
             if isinstance(outcome, Slot):
@@ -160,6 +162,12 @@ class HandOverPool(SlotPool):
             return False
         slots.full_until = time.monotonic() + _FULL
         return True
+
+    def is_served(self) -> bool:
+        """Tell whoever connects whether the server has connections for this pool: open ones, or that others open."""
+        slots = self._pool.all()
+        is_open = any(slot.is_open and not slot.is_connecting for slot in slots)
+        return is_open or sum(slot.is_connecting for slot in slots) > 1
 
     # -- checkin: what is called from here never waits
 

@@ -122,7 +122,14 @@ class FairQueuePool(UpkeepPool):
 
     def _check_out(self) -> PoolProxiedConnection:
         begin = None if self._slow_seconds is None else time.monotonic()
-        proxy = Slot.checkout(self)
+        proxy = None
+        while proxy is None:
+            try:
+                proxy = Slot.checkout(self)
+            except Exception as error:
+                # the place of a connection that was lost; others may come back
+                if not self._finds_full(error):
+                    raise
         if begin is not None and (seconds := time.monotonic() - begin) > cast("float", self._slow_seconds):
             report_slow_checkout(
                 self._orig_logging_name, slots=self._pool, seconds=seconds, place=Place(*find_place(self._further))

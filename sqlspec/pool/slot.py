@@ -7,6 +7,7 @@ import os
 import random
 import time
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from sqlalchemy import exc
@@ -36,6 +37,7 @@ class Home(Protocol):
     _monotonic: bool
     _ping_after: float | None
     _recycling: RecyclingStrategy | None
+    _is_full: Callable[[BaseException], bool] | None
     _dialect: Any
     dispatch: Any
     logger: Any
@@ -208,6 +210,8 @@ class Slot(_ConnectionRecord):
         except Exception as error:
             home._pool.tally.note("failed_connects")
             home._pool.remember_failure(error)
+            # as above
+            self.is_retired |= home._is_full is not None and home._is_full(error)
             raise
         finally:
             self.is_connecting = False
