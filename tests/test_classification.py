@@ -366,6 +366,13 @@ def test_sqlites_files(tmp_path: Path) -> None:
         assert_nothing_is_lost(spec)
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_text_that_is_none_says_nothing_about_the_file(any_spec: Any) -> None:
+    error = _error_of(lambda: ask(any_spec, statement="SELECT CAST(x'ff' AS TEXT)"))
+    assert classify(error) is ErrorKind.PROGRAMMING
+    assert not is_unavailable(error)
+
+
 def test_what_is_no_error_of_a_database() -> None:
     for error in (ValueError("x"), KeyError("x"), FileExistsError("x"), ZeroDivisionError()):
         assert classify(error) is ErrorKind.OTHER

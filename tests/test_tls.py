@@ -12,8 +12,10 @@ import pytest
 import trustme
 from sqlalchemy import exc
 
-from sqlspec import SQLSpec
+from sqlspec import ConnectionLost, ErrorKind, SQLSpec, classify
 from sqlspec.adapters import MySQLConfig, PostgreSQLConfig
+from sqlspec.resilience import is_safe_to_repeat
+from sqlspec.testing import FaultProxy
 from tests.servers import PASSWORD, MariaDBServer, PostgreSQLServer, Server
 
 
@@ -112,3 +114,35 @@ def test_verify_full_checks_the_name_of_the_server(place: Place) -> None:
 def test_verify_ca_checks_the_name_on_mysql_only_whose_client_knows_no_less(place: Place) -> None:
     config = place.config(host="127.0.0.2", tls="verify-ca", tls_ca=place.right_ca)
     assert refused(config) if place.kind == "mariadb" else encrypted(config)
+
+
+@pytest.mark.fault(75)
+def test_what_is_lost_under_tls_is_no_matter_of_the_config(place: Place) -> None:
+    with FaultProxy(place.server.port) as proxy, SQLSpec() as spec:
+        spec.register_config(place.config(port=proxy.port, tls="require", command_timeout=0.5))
+        with pytest.raises(exc.OperationalError) as caught, spec.get_session() as session:
+            session.execute("SELECT 1")
+            proxy.cut()
+            session.execute("SELECT 1")
+        assert caught.value.connection_invalidated
+        assert classify(caught.value) is classify(caught.value.orig) is ErrorKind.DISCONNECT
+        with pytest.raises(ConnectionLost) as lost, spec.get_session() as session:
+            session.execute("SELECT 1")
+            proxy.swallow()
+            session.commit()
+        assert lost.value.ambiguous
+        proxy.heal()
+        with spec.get_session() as session:
+            session.execute("SELECT 1")
+    assert proxy.fired["cut"] == proxy.fired["swallow"] == 1
+
+
+def test_a_server_that_goes_while_tls_comes_about_may_be_asked_again(place: Place) -> None:
+    with FaultProxy(place.server.port) as proxy, SQLSpec() as spec:
+        spec.register_config(place.config(port=proxy.port, tls="require"))
+        # in the first words of it
+        proxy.cut_after(lambda: 250)
+        with pytest.raises(exc.OperationalError) as caught, spec.get_session() as session:
+            session.execute("SELECT 1")
+        assert is_safe_to_repeat(caught.value)
+    assert proxy.fired["cut_after"] == 1

@@ -145,11 +145,14 @@ _TEXTS = {
         r"authentication failed|no password supplied|no pg_hba\.conf entry|pg_hba\.conf rejects"
         r"|(?:role|database|user) \".*\" (?:does not exist|is not permitted)|permission denied for database"
         r"|is not currently accepting connections|does not support SSL|server does not support"
-        r"|certificate|SSL error|rejected SSL|invalid (?:connection option|integer value|sslmode|port)|root\.crt",
+        r"|certificate|SSL error(?!: unexpected eof)|rejected SSL|root\.crt"
+        r"|invalid (?:connection option|integer value|sslmode|port)",
         re.IGNORECASE,
     ),
 }
 _CLOSED = re.compile(r"closed|lost|terminat|EOF|could not (?:receive|send)|no answer|shut down", re.IGNORECASE)
+# what TLS says where the other side has gone
+_ENDED = re.compile(r"unexpected eof|reset by peer|broken pipe|shutdown while in init", re.IGNORECASE)
 # of the operating system, where a network does not work
 _NETWORK = {
     getattr(errno, name)
@@ -238,13 +241,17 @@ def _kind_of(error: BaseException) -> ErrorKind:
     name = _dbapi_name(error)
     number = error.args[0] if error.args else None
     if name is not None and isinstance(number, int):
-        return _kind_of_number(number, name, str(error))
+        # with this mark it is of a statement, or of the end of a transaction
+        return _kind_of_number(number, name, str(error), is_under_way=hasattr(error, "in_commit"))
     sqlstate = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
     if isinstance(sqlstate, str):
         return _kind_of_sqlstate(sqlstate, str(error))
     sqlite_code = getattr(error, "sqlite_errorcode", None)
     if sqlite_code is not None:
         return _SQLITE.get(sqlite_code) or _SQLITE.get(sqlite_code & 0xFF, ErrorKind.PROGRAMMING)
+    if type(error).__module__ == "sqlite3":
+        # Python's own part of it has no codes: a value is at fault
+        return ErrorKind.PROGRAMMING
     return ErrorKind.OTHER if name is None else _kind_of_text(name, str(error))
 
 
@@ -261,13 +268,16 @@ def _kind_of_sqlstate(sqlstate: str, text: str) -> ErrorKind:
     return _SQLSTATES.get(sqlstate) or _SQLSTATES.get(sqlstate[:2], ErrorKind.PROGRAMMING)
 
 
-def _kind_of_number(number: int, name: str, text: str) -> ErrorKind:
+def _kind_of_number(number: int, name: str, text: str, *, is_under_way: bool) -> ErrorKind:
     if number == 1290 and "read-only" not in text:
         # another option of the server's stands against it
         return ErrorKind.PROGRAMMING
     if number == 2003 and "[SSL" in text:
         # asyncmy's word for TLS that does not come about
         return ErrorKind.CONFIGURATION
+    if number == 2026 and (is_under_way or _ENDED.search(text)):
+        # mysqlclient's for all that goes wrong under TLS, whose text may be of an earlier connection
+        return ErrorKind.DISCONNECT
     if number == 2013 and "handshake" in text:
         # it did not come so far as to be one
         return ErrorKind.CONNECT

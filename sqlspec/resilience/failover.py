@@ -37,9 +37,11 @@ def follow_failover(dialect: Any, driver: Driver, is_asked_for: Callable[[Any], 
     is_disconnect = dialect.is_disconnect
 
     def is_disconnect_or_demotion(error: Any, connection: Any, cursor: Any) -> bool:
-        if is_disconnect(error, connection, cursor):
+        kind = classify(error)
+        # of more words for it than SQLAlchemy knows: mysqlclient has another one under TLS
+        if kind is ErrorKind.DISCONNECT or is_disconnect(error, connection, cursor):
             return True
-        if connection is None or classify(error) is not ErrorKind.READ_ONLY or is_asked_for(connection):
+        if connection is None or kind is not ErrorKind.READ_ONLY or is_asked_for(connection):
             return False
         bare = getattr(connection, "dbapi_connection", connection)
         if not driver.refuses_writes(bare, error):
