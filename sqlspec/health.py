@@ -85,6 +85,7 @@ def check_health(
         names: of the databases to ask; None: of all.
         timeout: seconds for all together; who has not answered by then is down.
         max_age: seconds for which a verdict may be told again. Callers that ask at the same time then share one check.
+            That a database is down is told again, and a check shared, only where it had at least this ``timeout``.
 
     Thread-safe. Nothing is locked while a database is asked, and nothing is left open.
 
@@ -115,7 +116,7 @@ class _Check:
 
     def __init__(self, manager: PooledConnectionManager, timeout: float) -> None:
         self._manager = manager
-        self._timeout = timeout
+        self.timeout = timeout
         self._restart()
         self._verdict: Future[DatabaseHealth] = Future()
         # who gives up must not cancel it for the others
@@ -124,7 +125,7 @@ class _Check:
 
     def _restart(self) -> None:
         self._begin = time.monotonic()
-        self._deadline = self._begin + self._timeout
+        self._deadline = self._begin + self.timeout
 
     @property
     def is_late(self) -> bool:
@@ -164,7 +165,7 @@ class _Check:
     async def _run_in_loop(self, source: EngineSource) -> None:
         checkout_deadline.set(self._deadline)
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self.timeout):
                 await greenlet_spawn(probe, source.engine.pool)
         except Exception as error:  # noqa: BLE001  # it is what was asked for
             self._judge(error)
@@ -211,7 +212,7 @@ class _Check:
         else:
             state, reason = "up", ""
         if state == "down" and time.monotonic() >= self._deadline - _EARLY:
-            reason = f"no answer within {self._timeout:.3g} s"
+            reason = f"no answer within {self.timeout:.3g} s"
         self._conclude(state, reason)
 
     def _conclude(self, state: HealthState, reason: str, *, is_kept: bool = True) -> DatabaseHealth:
@@ -267,13 +268,20 @@ def _state_after(error: BaseException) -> tuple[HealthState, str]:
 class _Known:
     """Hold what is known of one database."""
 
-    __slots__ = ("asked_at", "check", "health")
+    __slots__ = ("asked_at", "check", "health", "timeout")
 
     def __init__(self) -> None:
         # under way
         self.check: _Check | None = None
         self.health: DatabaseHealth | None = None
         self.asked_at = 0.0
+        # how long was waited for it
+        self.timeout = 0.0
+
+    def verdict_for(self, timeout: float) -> DatabaseHealth | None:
+        """Return what is known, but not that a database is down which has had less time."""
+        health = self.health
+        return None if health is not None and health.state == "down" and self.timeout < timeout else health
 
 
 class _Verdict:
@@ -314,10 +322,11 @@ def _ask(
     now = time.monotonic()
     with _lock:
         known = _known.setdefault(manager, _Known())
-        if max_age > 0 and known.health is not None and now - known.asked_at <= max_age:
-            return _Verdict(replace(known.health, age_seconds=now - known.asked_at))
-        if max_age > 0 and known.check is not None and not known.check.is_late:
-            return known.check
+        health, check = known.verdict_for(timeout), known.check
+        if max_age > 0 and health is not None and now - known.asked_at <= max_age:
+            return _Verdict(replace(health, age_seconds=now - known.asked_at))
+        if max_age > 0 and check is not None and check.timeout >= timeout and not check.is_late:
+            return check
         known.check = check = _Check(manager, timeout)
     start(check)
     return check
@@ -330,7 +339,7 @@ def _keep_locked(manager: PooledConnectionManager, check: _Check, health: Databa
     if known.check is check:
         known.check = None
     if health is not None:
-        known.health, known.asked_at = health, time.monotonic()
+        known.health, known.asked_at, known.timeout = health, time.monotonic(), check.timeout
     return "up" if before is None else before.state
 
 
