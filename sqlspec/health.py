@@ -124,8 +124,8 @@ class _Check:
         self._is_over = False
 
     def _restart(self) -> None:
-        self._begin = time.monotonic()
-        self._deadline = self._begin + self.timeout
+        self.begun_at = time.monotonic()
+        self._deadline = self.begun_at + self.timeout
 
     @property
     def is_late(self) -> bool:
@@ -217,7 +217,7 @@ class _Check:
 
     def _conclude(self, state: HealthState, reason: str, *, is_kept: bool = True) -> DatabaseHealth:
         """Keep a verdict, and tell all who wait; the first one counts."""
-        health = DatabaseHealth(state, time.monotonic() - self._begin, reason)
+        health = DatabaseHealth(state, time.monotonic() - self.begun_at, reason)
         with _lock:
             is_first, self._is_over = not self._is_over, True
             before = _keep_locked(self._manager, self, health if is_kept and is_first else None)
@@ -268,13 +268,15 @@ def _state_after(error: BaseException) -> tuple[HealthState, str]:
 class _Known:
     """Hold what is known of one database."""
 
-    __slots__ = ("asked_at", "check", "health", "timeout")
+    __slots__ = ("asked_at", "begun_at", "check", "health", "timeout")
 
     def __init__(self) -> None:
         # under way
         self.check: _Check | None = None
         self.health: DatabaseHealth | None = None
         self.asked_at = 0.0
+        # when the check began that told it
+        self.begun_at = 0.0
         # how long was waited for it
         self.timeout = 0.0
 
@@ -338,8 +340,10 @@ def _keep_locked(manager: PooledConnectionManager, check: _Check, health: Databa
     before = known.health
     if known.check is check:
         known.check = None
-    if health is not None:
+    # a check that took long says nothing about a database that was asked after it
+    if health is not None and check.begun_at >= known.begun_at:
         known.health, known.asked_at, known.timeout = health, time.monotonic(), check.timeout
+        known.begun_at = check.begun_at
     return "up" if before is None else before.state
 
 

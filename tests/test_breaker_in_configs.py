@@ -206,6 +206,8 @@ def test_a_caller_who_had_no_time_left_says_nothing_about_the_server(
         with pytest.raises(ConnectionTimeout) as caught:
             ask(spec, timeout=0.1)
         assert caught.value.phase == "connect"
+        # nor does it to a breaker around the call
+        assert not is_unavailable(caught.value)
     assert (breaker.state, breaker.failure_count) == ("closed", 0)
     proxy.heal()
     assert ask(spec) == 1

@@ -333,6 +333,24 @@ def test_who_has_patience_is_not_told_what_others_did_not_wait_for(registry: SQL
         assert check_health(registry, ["far"], timeout=20.0, max_age=30.0) == {"far": True}
 
 
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_a_check_that_ends_late_says_nothing_about_a_database_that_was_asked_after_it(
+    registry: SQLSpec, database: Database
+) -> None:
+    with FaultProxy(database.server.port) as network:
+        registry.register_config(database.config(port=network.port), "far")
+        network.swallow(later_ones=True)
+        late = threading.Thread(target=check_health, args=(registry, ["far"]), kwargs={"timeout": 3.0})
+        late.start()
+        wait_until(lambda: network.fired["swallow"] == 1)
+        network.heal()
+        assert check_health(registry, ["far"], timeout=20.0) == {"far": True}
+        late.join()
+        # what is known by then is told
+        network.refuse()
+        assert check_health(registry, ["far"], timeout=1.0, max_age=30.0) == {"far": True}
+
+
 def test_a_kept_verdict_is_told_while_another_check_is_under_way(registry_of_sqlite: SQLSpec, tmp_path: Path) -> None:
     spec, entered, go_on = registry_of_sqlite, threading.Event(), threading.Event()
     assert state(check_health(spec)) == "up"

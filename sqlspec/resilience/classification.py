@@ -205,7 +205,7 @@ def is_unavailable(error: BaseException) -> bool:
     An exhausted pool, a wrong password or a statement that is refused does not, nor a connect for which the deadline of
     its caller had left hardly any time, nor one too many beside those that the server serves.
     """
-    return classify(error) in _UNAVAILABLE and not getattr(error, "says_nothing", False)
+    return classify(error) in _UNAVAILABLE and not _is_marked(error, "says_nothing")
 
 
 def is_ambiguous(error: BaseException) -> bool:
@@ -216,22 +216,23 @@ def is_ambiguous(error: BaseException) -> bool:
     """
     if isinstance(error, ConnectionLost):
         return error.ambiguous
-    # SQLAlchemy's error has that of the driver, or of its adapter, which is marked; asyncio's TimeoutError has a
-    # cancellation as its cause
-    known = (error, getattr(error, "orig", None), error.__cause__)
-    if not any(getattr(one, "in_commit", False) for one in known) or classify(error) not in _LOST:
+    if not _is_marked(error, "in_commit") or classify(error) not in _LOST:
         return False
     return _dbapi_name(error.orig if isinstance(error, exc.DBAPIError) and error.orig else error) != "InterfaceError"
 
 
 def is_safe_to_repeat(error: BaseException) -> bool:
     """Tell whether the transaction that an error ended may be run again: nothing of it stays, and the reason passes."""
-    return (classify(error) in _PASSES or _is_undone(error)) and not is_ambiguous(error)
+    # a server that takes no writes any more has refused one, and its transaction went with that
+    return (classify(error) in _PASSES or _is_marked(error, "is_undone")) and not is_ambiguous(error)
 
 
-def _is_undone(error: BaseException) -> bool:
-    """Tell whether a server that takes no writes any more has refused one, and its transaction went with that."""
-    return any(getattr(known, "is_undone", False) for known in (error, getattr(error, "orig", None)))
+def _is_marked(error: BaseException, mark: str) -> bool:
+    """Tell whether who has met an error of a driver, or of its adapter, has marked it; it may be within another one.
+
+    SQLAlchemy's has it as its origin, and that of a deadline, also asyncio's, as its cause.
+    """
+    return any(getattr(known, mark, False) for known in (error, getattr(error, "orig", None), error.__cause__))
 
 
 def _kind_of(error: BaseException) -> ErrorKind:
