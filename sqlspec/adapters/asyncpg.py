@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from sqlalchemy import URL
 
@@ -30,6 +30,16 @@ class Asyncpg(PostgreSQLDriver):
         # its query is libpq's, which asyncpg understands in a DSN only; SQLAlchemy finds several hosts there
         url = super().url()
         return url.set(query={key: value for key, value in url.query.items() if key in _HOSTS})
+
+    def connect_error(self, dbapi: Any, error: BaseException) -> BaseException:
+        # SQLAlchemy 2.0 lets through what asyncpg raises when it connects
+        kinds = dbapi._asyncpg_error_translate
+        kind = next((kinds[known] for known in type(error).__mro__ if known in kinds), None)
+        if kind is None:
+            return error
+        translated = kind(f"{type(error)}: {error}")
+        translated.pgcode = translated.sqlstate = getattr(error, "sqlstate", None)
+        return cast("BaseException", translated)
 
     def connect_args(self) -> dict[str, Any]:
         from sqlspec.adapters.committed import CommittedConnection

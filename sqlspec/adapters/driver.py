@@ -177,6 +177,10 @@ class Driver(ABC):
         """Return the driver's error of a connect that took too long."""
         return cast("Exception", dbapi.OperationalError(problem))
 
+    def connect_error(self, dbapi: Any, error: BaseException) -> BaseException:
+        """Return what to raise for an error of connecting: an error of the dialect's DB-API."""
+        return error
+
     def prepare(self, connection: Any) -> None:
         """Bring a new connection into the state that the config asks for; leave no transaction open."""
         return

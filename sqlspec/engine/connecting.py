@@ -60,7 +60,7 @@ def connect_through(engine: Engine, config: NoPoolSyncConfig, driver: Driver) ->
             # for `sqlspec.resilience.is_unavailable`
             failure.says_nothing = seconds < min(_PATIENT, config.connect_timeout)
         except BaseException as error:  # noqa: BLE001  # raised again below, whatever it is
-            failure = error
+            failure = driver.connect_error(engine.dialect.loaded_dbapi, error)
             if is_full(error) and isinstance(engine.pool, FairQueuePool) and engine.pool.is_served():
                 failure.says_nothing = True
         # The frames of a driver hold the password in their locals, and tracebacks may show locals.

@@ -52,7 +52,7 @@ def holders_page(spec: SQLSpec) -> Page:
     """Return who holds connections, where they were checked out, and for how long."""
     holders = {
         name: [
-            {"place": holder.place, "owner": holder.owner, "seconds": round(holder.seconds, 3)}
+            {"place": _without_folders(holder.place), "owner": holder.owner, "seconds": round(holder.seconds, 3)}
             for holder in _holders(spec, name)
         ]
         for name in spec.list_configs()
@@ -65,6 +65,11 @@ def _holders(spec: SQLSpec, name: str) -> list[Holder]:
         return spec.get_holders(name)
     except PoolClosed:
         return []
+
+
+def _without_folders(place: str) -> str:
+    """Return a place with the last folder of its file only: the others tell of the machine, and of who runs it."""
+    return "/".join(place.replace("\\", "/").split("/")[-2:])
 
 
 def _pool(spec: SQLSpec, name: str) -> dict[str, int] | None:
