@@ -35,7 +35,7 @@ def index():
 @app.get("/retried")
 def retried():
     def read():
-        with db.spec.get_session("primary", autocommit=True) as session:
+        with db.spec.get_session("primary", read_only=True) as session:
             return session.execute({who!r}).scalar_one()
 
     backend = with_retry(read, max_attempts=1000, max_delay=0.1, timeout=10.0)
