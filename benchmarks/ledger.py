@@ -184,12 +184,12 @@ class Watch(logging.Handler):
                 book.see("ambiguous" if error.ambiguous else "lost otherwise")
                 raise
 
-        Session.commit = watched  # type: ignore[method-assign]
+        Session.commit = watched  # type: ignore[method-assign]  # what it is there for
         self._logger.addHandler(self)
         self._logger.setLevel(logging.INFO)
 
     def __exit__(self, *_: object) -> None:
-        Session.commit = self._commit  # type: ignore[method-assign]
+        Session.commit = self._commit  # type: ignore[method-assign]  # as it was
         self._logger.removeHandler(self)
 
 

@@ -27,6 +27,7 @@ from sqlspec.pool import (
     PoolStats,
     apart_from_forks,
     checkout_deadline,
+    sleep_in_task,
     tell_of_forks,
 )
 from sqlspec.resilience import RetryOptions
@@ -300,7 +301,7 @@ class PooledConnectionManager:
         def call(session: Session) -> T:
             return await_only(fn(AsyncSession(session)))
 
-        return await greenlet_spawn(run_transaction, sessions, call, _sleep_in_task, **retry)
+        return await greenlet_spawn(run_transaction, sessions, call, sleep_in_task, **retry)
 
     def _sessions(self, is_async: bool, read_only: bool, isolation_level: str | None) -> Sessions:
         def opened(timeout: float | None, read_only: bool, isolation_level: str | None) -> Session:
@@ -406,7 +407,3 @@ def _running_loop() -> asyncio.AbstractEventLoop:
         return asyncio.get_running_loop()
     except RuntimeError:
         raise ConfigError("no event loop runs here: call this in a coroutine, or use get_session()") from None
-
-
-def _sleep_in_task(seconds: float) -> None:
-    await_only(asyncio.sleep(seconds))

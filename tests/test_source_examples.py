@@ -504,7 +504,7 @@ def test_the_documents_health_page_runs_as_it_is_written(database: Database) -> 
             },
         }
 
-        return health  # noqa: RET504
+        return health  # noqa: RET504  # as the document has it
 
     client = app.test_client()
     # a pool that nobody has used yet is fine: decide by the verdict

@@ -267,10 +267,6 @@ class Driver(ABC):
         """Tell whether a write was refused by the server, and not by a transaction that was to read only."""
         return False
 
-    def in_autocommit(self, connection: Any) -> bool:
-        """Tell whether the driver commits each statement by itself."""
-        return bool(connection.autocommit)
-
     def check_preparing(self) -> None:
         """Refuse prepared statements where there are none.
 

@@ -265,9 +265,6 @@ class _MySQLDriver(Driver):
             # it does not live any more
             return True
 
-    def in_autocommit(self, connection: Any) -> bool:
-        return bool(connection.get_autocommit())
-
     def _load_batch(self, cursor: Any, target: Target, insert: str, batch: list[Sequence[Any]]) -> None:
         for kind in set(map(type, chain.from_iterable(batch))):
             if not issubclass(kind, _KNOWN):

@@ -14,7 +14,7 @@ from sqlalchemy.util import await_only, greenlet_spawn
 from sqlspec.adapters import Driver
 from sqlspec.config import NoPoolSyncConfig
 from sqlspec.exceptions import ConfigError
-from sqlspec.pool import FairQueuePool, apart_from_forks, call_aside, seconds_left, within
+from sqlspec.pool import FairQueuePool, apart_from_forks, call_aside, seconds_left, sleep_in_task, within
 from sqlspec.resilience import ErrorKind, classify
 
 __all__ = ["connect_through", "is_full"]
@@ -31,7 +31,7 @@ def connect_through(engine: Engine, config: NoPoolSyncConfig, driver: Driver) ->
     """
     connect = engine.dialect.connect
     key = "passwd" if driver.name == "MySQLdb" else "password"
-    open_driver = functools.partial(apart_from_forks, _sleep_in_task if driver.is_async else time.sleep, connect)
+    open_driver = functools.partial(apart_from_forks, sleep_in_task if driver.is_async else time.sleep, connect)
 
     def open_prepared(seconds: float, *arguments: Any, **parameters: Any) -> Any:
         connection = None
@@ -104,10 +104,6 @@ def _in_time(seconds: float, driver: Driver, connect: Callable[[], Any]) -> Any:
             return await greenlet_spawn(connect)
 
     return await_only(connect_in_time())
-
-
-def _sleep_in_task(seconds: float) -> None:
-    await_only(asyncio.sleep(seconds))
 
 
 def _forget_frames(failure: BaseException) -> None:

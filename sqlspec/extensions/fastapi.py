@@ -10,14 +10,22 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 from anyio import CancelScope, CapacityLimiter, move_on_after
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, HTTPException, Response, params
 
-from sqlspec.exceptions import ConfigError
-from sqlspec.extensions.pages import Page, health_page, holders_page, readiness_page
+from sqlspec.extensions.pages import (
+    NOT_KEPT,
+    Page,
+    PageName,
+    choose_pages,
+    health_page,
+    holders_page,
+    metrics_of,
+    readiness_page,
+)
 from sqlspec.extensions.starlette import database_lifespan
 from sqlspec.health import health_check
 from sqlspec.registry import SQLSpec
@@ -28,7 +36,6 @@ __all__ = ["FastAPISQLSpec"]
 
 _logger = logging.getLogger("sqlspec")
 
-PageName = Literal["health", "ready", "metrics", "holders"]
 # Seconds in which a cancelled request must have been rolled back; then its connection is closed instead.
 _GRACE = 5.0
 # What its cancellations say, and by what it tells them from others itself.
@@ -149,12 +156,7 @@ class FastAPISQLSpec:
             ConfigError: there is no such page, ``auth`` cannot be called, or prometheus_client is not installed, which
                 metrics need.
         """
-        wanted = pages or get_args(PageName)
-        for page in wanted:
-            if page not in get_args(PageName):
-                raise ConfigError(f"there is no page {page!r}: choose from {', '.join(get_args(PageName))}")
-        if auth is not None and not callable(auth):
-            raise ConfigError("auth must be a dependency that returns True for who may see the pages, or None", "auth")
+        wanted = choose_pages(pages, auth, asked="a dependency", offer="choose from")
         needed = None if needed is None else list(needed)
 
         async def health() -> Response:
@@ -182,14 +184,7 @@ class FastAPISQLSpec:
 
     def _pool_metrics(self) -> PrometheusMetrics:
         if self._metrics is None:
-            try:
-                from prometheus_client import CollectorRegistry
-            except ModuleNotFoundError:
-                raise ConfigError(
-                    "the page metrics needs prometheus_client: pip install 'sqlspec-pool[prometheus]', or name others"
-                ) from None
-            # of its own: an application may have several, and the global one refuses the same figures twice
-            self._metrics = PrometheusMetrics(self.spec, CollectorRegistry())
+            self._metrics = metrics_of(self.spec)
         return self._metrics
 
 
@@ -205,8 +200,7 @@ def _guard(auth: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, None]]
 
 
 def _response(page: Page) -> Response:
-    headers = {"Cache-Control": "no-store"}
-    return Response(page.body, page.status, headers, media_type=page.content_type)
+    return Response(page.body, page.status, NOT_KEPT, media_type=page.content_type)
 
 
 def _in_tasks(spec: SQLSpec, name: str, options: _Options) -> Callable[[], AsyncIterator[AsyncSession]]:

@@ -6,14 +6,28 @@ No page names a host, a user, a statement or a folder.
 from __future__ import annotations
 
 import json
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
-from sqlspec.exceptions import PoolClosed
+from sqlspec.exceptions import ConfigError, PoolClosed
 from sqlspec.health import HealthReport
 from sqlspec.pool import Holder
 from sqlspec.registry import SQLSpec
+from sqlspec.telemetry import PrometheusMetrics
 
-__all__ = ["Page", "health_page", "holders_page", "readiness_page"]
+__all__ = [
+    "NOT_KEPT",
+    "Page",
+    "PageName",
+    "choose_pages",
+    "health_page",
+    "holders_page",
+    "metrics_of",
+    "readiness_page",
+]
+
+PageName = Literal["health", "ready", "metrics", "holders"]
+# what every page says to caches
+NOT_KEPT = {"Cache-Control": "no-store"}
 
 _WORST = ("down", "degraded", "up")
 
@@ -24,6 +38,36 @@ class Page(NamedTuple):
     status: int
     body: bytes
     content_type: str = "application/json"
+
+
+def choose_pages(pages: tuple[PageName, ...], auth: object, *, asked: str, offer: str) -> tuple[PageName, ...]:
+    """Return the pages that are wanted, none standing for all; the other two are words of the framework's.
+
+    Raises:
+        ConfigError: there is no such page, or nothing can be asked who may see them.
+    """
+    there_are = get_args(PageName)
+    for page in pages:
+        if page not in there_are:
+            raise ConfigError(f"there is no page {page!r}: {offer} {', '.join(there_are)}")
+    if auth is not None and not callable(auth):
+        raise ConfigError(f"auth must be {asked} that returns True for who may see the pages, or None", "auth")
+    return pages or there_are
+
+
+def metrics_of(spec: SQLSpec) -> PrometheusMetrics:
+    """Return the metrics of a registry's pools alone: the global ones of an application refuse the same figures twice.
+
+    Raises:
+        ConfigError: prometheus_client is not installed.
+    """
+    try:
+        from prometheus_client import CollectorRegistry
+    except ModuleNotFoundError:
+        raise ConfigError(
+            "the page metrics needs prometheus_client: pip install 'sqlspec-pool[prometheus]', or name the other pages"
+        ) from None
+    return PrometheusMetrics(spec, CollectorRegistry())
 
 
 def health_page(spec: SQLSpec, report: HealthReport) -> Page:

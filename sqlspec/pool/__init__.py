@@ -1,6 +1,6 @@
 """The pool behind every engine, on SQLAlchemy's QueuePool; the only place that touches its internals."""
 
-from sqlspec.pool.aio import AsyncFairQueuePool
+from sqlspec.pool.aio import AsyncFairQueuePool, sleep_in_task
 from sqlspec.pool.base import NestedCheckout
 from sqlspec.pool.deadlines import call_aside, checkout_deadline, seconds_left, within, within_each
 from sqlspec.pool.forks import tell_of_forks
@@ -39,6 +39,7 @@ __all__ = [
     "probe",
     "report_slow_statements",
     "seconds_left",
+    "sleep_in_task",
     "slot_of",
     "start_thread",
     "tell_of_forks",

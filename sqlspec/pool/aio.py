@@ -23,11 +23,16 @@ from sqlspec.pool.waiters import Waiter
 with contextlib.suppress(ImportError):
     from greenlet import getcurrent
 
-__all__ = ["AsyncFairQueuePool"]
+__all__ = ["AsyncFairQueuePool", "sleep_in_task"]
 
 
 # Seconds; asyncio refuses an infinite delay.
 _LONGEST = 3600.0
+
+
+def sleep_in_task(seconds: float) -> None:
+    """Pause in a greenlet of SQLAlchemy's, without blocking the event loop."""
+    await_only(asyncio.sleep(seconds))
 
 
 class AsyncWaiter(Waiter):
@@ -186,5 +191,4 @@ class AsyncFairQueuePool(FairQueuePool, AsyncAdaptedQueuePool):
         if tasks := [task for task in self._pool.tasks if task.get_loop() is loop]:
             await asyncio.wait(tasks)
 
-    def _sleep(self, seconds: float) -> None:
-        await_only(asyncio.sleep(seconds))
+    _sleep = staticmethod(sleep_in_task)

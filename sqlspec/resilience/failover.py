@@ -20,7 +20,7 @@ class Driver(Protocol):
 
     def refuses_writes(self, connection: Any, error: Exception) -> bool: ...
 
-    def in_autocommit(self, connection: Any) -> bool: ...
+    def is_autocommit(self, connection: Any) -> bool: ...
 
 
 def follow_failover(dialect: Any, driver: Driver, is_asked_for: Callable[[Any], bool]) -> None:
@@ -47,7 +47,7 @@ def follow_failover(dialect: Any, driver: Driver, is_asked_for: Callable[[Any], 
         if not driver.refuses_writes(bare, error):
             return False
         # for `is_safe_to_repeat`: what ran before in autocommit stays, and nobody knows what that was
-        error.is_undone = not driver.in_autocommit(bare)
+        error.is_undone = not driver.is_autocommit(bare)
         opened_at = getattr(getattr(connection, "_connection_record", None), "opened_at", None)
         return opened_at is None or time.monotonic() - opened_at > _SETTLED
 

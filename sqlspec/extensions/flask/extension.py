@@ -15,7 +15,8 @@ from sqlspec.exceptions import ConfigError
 from sqlspec.extensions.flask.command import commands
 from sqlspec.extensions.flask.config import read_config
 from sqlspec.extensions.flask.current import KEY, current_spec
-from sqlspec.extensions.flask.views import PageName, build_blueprint
+from sqlspec.extensions.flask.views import build_blueprint
+from sqlspec.extensions.pages import PageName
 from sqlspec.pool import PoolStats
 from sqlspec.registry import SQLSpec
 from sqlspec.session import Session

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, get_args
 
 from flask import Blueprint, Response, abort, current_app
 from flask.blueprints import BlueprintSetupState
 
-from sqlspec.exceptions import ConfigError
 from sqlspec.extensions.flask.current import current_spec, spec_of
-from sqlspec.extensions.pages import Page, health_page, holders_page, readiness_page
+from sqlspec.extensions.pages import (
+    NOT_KEPT,
+    Page,
+    PageName,
+    choose_pages,
+    health_page,
+    holders_page,
+    metrics_of,
+    readiness_page,
+)
 from sqlspec.health import check_health
 from sqlspec.telemetry import PrometheusMetrics
 
-__all__ = ["PageName", "build_blueprint"]
-
-PageName = Literal["health", "ready", "metrics", "holders"]
+__all__ = ["build_blueprint"]
 
 # Where the metrics of an application are, in its extensions.
 _METRICS = "sqlspec.metrics"
@@ -26,12 +31,7 @@ _MAX_AGE = 1.0
 
 def build_blueprint(name: str, pages: tuple[PageName, ...], auth: Callable[[], bool] | None) -> Blueprint:
     """Return the blueprint of `FlaskSQLSpec.blueprint`."""
-    wanted = pages or get_args(PageName)
-    for page in wanted:
-        if page not in _VIEWS:
-            raise ConfigError(f"there is no page {page!r}: there are {', '.join(_VIEWS)}")
-    if auth is not None and not callable(auth):
-        raise ConfigError("auth must be a function that returns True for who may see the pages, or None")
+    wanted = choose_pages(pages, auth, asked="a function", offer="there are")
     blueprint = Blueprint(name, __name__)
     blueprint.before_request(lambda: _admit(auth))
     blueprint.after_request(_keep_out_of_caches)
@@ -49,21 +49,14 @@ def _admit(auth: Callable[[], bool] | None) -> None:
 
 
 def _keep_out_of_caches(response: Response) -> Response:
-    response.headers["Cache-Control"] = "no-store"
+    response.headers.update(NOT_KEPT)
     return response
 
 
 def _have_metrics(state: BlueprintSetupState) -> None:
     """Have the metrics from the beginning on: each worker tells its own, whichever is asked for the page."""
-    spec = spec_of(state.app)
-    try:
-        from prometheus_client import CollectorRegistry
-    except ModuleNotFoundError:
-        raise ConfigError(
-            "the page metrics needs prometheus_client: pip install 'sqlspec-pool[prometheus]', or name the other pages"
-        ) from None
     if _METRICS not in state.app.extensions:
-        state.app.extensions[_METRICS] = PrometheusMetrics(spec, CollectorRegistry())
+        state.app.extensions[_METRICS] = metrics_of(spec_of(state.app))
 
 
 def _health() -> Response:
