@@ -343,14 +343,22 @@ def test_a_session_whose_endpoint_still_runs_in_a_thread_gives_nothing_back_unti
     assert (dict(stats.closed), stats.dropped) == ({}, 0)
 
 
+def noting(done: list[str]) -> Callable[[], AsyncIterator[None]]:
+    """Return a dependency that notes when its endpoint has returned."""
+
+    async def note() -> AsyncIterator[None]:
+        yield
+        done.append("endpoint")
+
+    return note
+
+
 def test_a_request_that_is_cancelled_on_the_way_to_its_commit_gives_its_connection_back(spec: SQLSpec) -> None:
     db = FastAPISQLSpec(spec)
     app = FastAPI()
     done: list[str] = []
 
-    async def note() -> AsyncIterator[None]:
-        yield
-        done.append("endpoint")
+    note = noting(done)
 
     @app.get("/")
     def write(
@@ -449,9 +457,7 @@ def test_a_commit_that_fails_when_its_request_is_cancelled_already_is_logged(
     app = FastAPI()
     done: list[str] = []
 
-    async def note() -> AsyncIterator[None]:
-        yield
-        done.append("endpoint")
+    note = noting(done)
 
     @app.get("/")
     def write(

@@ -50,6 +50,15 @@ def user(database: Database) -> Iterator[str]:
         tell(database.server, statement)
 
 
+@pytest.fixture
+def few(user: str, any_spec: Any, database: Database) -> Iterator[None]:
+    """The user may have three connections, until any_spec asks for all that its pools may have."""
+    limited, unlimited = _LIMITS[database.name]
+    tell(database.server, limited)
+    yield
+    tell(database.server, unlimited)
+
+
 def refusals(database: Database) -> int:
     """Return how often the server has refused a user, by its log."""
     told = "password authentication failed" if database.name == "postgresql" else "Access denied for user"
@@ -132,10 +141,8 @@ def test_a_user_who_may_not_connect_any_more_is_told_so_at_once(
 @pytest.mark.fault(24)
 @on_servers
 def test_a_pool_that_may_have_more_connections_than_the_server_gives_works_with_what_it_gets(
-    user: str, any_spec: Any, database: Database
+    few: None, any_spec: Any, database: Database
 ) -> None:
-    few, many = _LIMITS[database.name]
-    tell(database.server, few)
     breaker = CircuitBreaker(failure_threshold=1)
     options = {"username": "guest", "password": "first", "breaker": breaker}
     any_spec.register_config(database.config(**options, pool_size=8, max_overflow=0), "guest")
@@ -154,16 +161,13 @@ def test_a_pool_that_may_have_more_connections_than_the_server_gives_works_with_
     # the server has refused some, which says nothing of it
     assert stats.failed_connects >= 1
     assert breaker.failure_count == 0
-    tell(database.server, many)
 
 
 @pytest.mark.fault(24)
 @on_servers
 def test_who_waits_in_vain_for_what_a_full_server_gives_is_told_both(
-    user: str, any_spec: Any, database: Database
+    few: None, any_spec: Any, database: Database
 ) -> None:
-    few, many = _LIMITS[database.name]
-    tell(database.server, few)
     any_spec.register_config(database.config(username="guest", password="first", pool_size=8, max_overflow=0), "guest")
     with contextlib.ExitStack() as held:
         for _ in range(3):
@@ -172,17 +176,14 @@ def test_who_waits_in_vain_for_what_a_full_server_gives_is_told_both(
             ask(any_spec, name="guest", timeout=0.5)
         assert classify(caught.value.__cause__) is ErrorKind.CAPACITY
         assert any_spec.get_pool_stats("guest").waiters == 0
-    tell(database.server, many)
     assert ask(any_spec, name="guest") == 1
 
 
 @pytest.mark.fault(24)
 @on_servers
 def test_a_server_that_has_no_connection_at_all_is_an_error_at_once(
-    user: str, any_spec: Any, database: Database
+    few: None, any_spec: Any, database: Database
 ) -> None:
-    few, many = _LIMITS[database.name]
-    tell(database.server, few)
     breaker = CircuitBreaker(failure_threshold=1)
     for name, guard in {"guest": None, "other": breaker}.items():
         config = database.config(username="guest", password="first", pool_size=8, breaker=guard)
@@ -195,16 +196,13 @@ def test_a_server_that_has_no_connection_at_all_is_an_error_at_once(
             ask(any_spec, name="other")
         assert classify(caught.value) is ErrorKind.CAPACITY
         assert breaker.state == "open"
-    tell(database.server, many)
 
 
 @pytest.mark.fault(24)
 @on_servers
 def test_who_finds_a_dead_connection_and_a_full_server_waits_for_those_that_live(
-    user: str, any_spec: Any, database: Database
+    few: None, any_spec: Any, database: Database
 ) -> None:
-    few, many = _LIMITS[database.name]
-    tell(database.server, few)
     for name in ("guest", "other"):
         any_spec.register_config(database.config(username="guest", password="first", pool_size=3, max_overflow=0), name)
     with contextlib.ExitStack() as held:
@@ -217,7 +215,6 @@ def test_who_finds_a_dead_connection_and_a_full_server_waits_for_those_that_live
         assert [ask(any_spec, name="guest") for _ in range(6)] == [1] * 6
     stats = any_spec.get_pool_stats("guest")
     assert (stats.failed_connects, stats.total) == (1, 2)
-    tell(database.server, many)
 
 
 @pytest.mark.fault(24)
