@@ -125,9 +125,11 @@ def spec(database: Database, after_a_fault: bool) -> Iterator[SQLSpec]:
         if after_a_fault:
             assert_nothing_is_lost(registry, database.server)
     if after_a_fault and database.server is not None:
-        wait_until(
-            lambda: not database.server.connections(), otherwise="the server has connections that no pool knows of"
-        )
+        try:
+            wait_until(lambda: not database.server.connections())
+        except TimeoutError:
+            known = "; ".join(database.server.activity())
+            pytest.fail(f"the server has connections that no pool knows of: {known}")
 
 
 @pytest.fixture(params=["threads", "tasks"])

@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 PASSWORD = "p@ss:w/rd%?#"
 
@@ -124,6 +125,10 @@ class Server:
         """Return the server's own ids of the connections it has, but for the one that asks."""
         raise NotImplementedError
 
+    def activity(self) -> list[str]:
+        """Return what the server tells of each of those connections."""
+        raise NotImplementedError
+
     def end_connections(self) -> None:
         """Have the server end every connection."""
         raise NotImplementedError
@@ -205,13 +210,16 @@ class PostgreSQLServer(Server):
         }
 
     def _ask(self, sql: str) -> list[int]:
+        return [int(row[0]) for row in self._rows(sql)]
+
+    def _rows(self, sql: str) -> list[tuple[Any, ...]]:
         import psycopg2
 
         connection = psycopg2.connect(**self.parameters())
         try:
             with connection.cursor() as cursor:
                 cursor.execute(sql)
-                return [int(row[0]) for row in cursor.fetchall()]
+                return cursor.fetchall()
         finally:
             connection.close()
 
@@ -219,6 +227,10 @@ class PostgreSQLServer(Server):
 
     def connections(self) -> list[int]:
         return self._ask(f"SELECT pid {self._CLIENTS}")
+
+    def activity(self) -> list[str]:
+        told = "pid, application_name, backend_start, state_change, state, wait_event, query"
+        return [str(row[0]) for row in self._rows(f"SELECT ROW({told})::text {self._CLIENTS}")]
 
     def end_connections(self) -> None:
         ended = set(self._ask(f"SELECT pid, pg_terminate_backend(pid) {self._CLIENTS}"))
@@ -332,6 +344,17 @@ class MariaDBServer(Server):
     def end_connections(self) -> None:
         ended = set(self.connections(end=True))
         wait_until(lambda: ended.isdisjoint(self.connections()))
+
+    def activity(self) -> list[str]:
+        import MySQLdb
+
+        connection = MySQLdb.connect(**self.parameters())
+        try:
+            cursor = connection.cursor()
+            cursor.execute("SHOW FULL PROCESSLIST")
+            return [str(row) for row in cursor.fetchall()]
+        finally:
+            connection.close()
 
     def end_connection(self, number: int) -> None:
         import MySQLdb
