@@ -376,10 +376,15 @@ class PsycopgAsync(Psycopg):
 
     is_async = True
 
+    def connect_args(self) -> dict[str, Any]:
+        from sqlspec.adapters.psycopg_async import ShieldedConnection
+
+        return {**super().connect_args(), "async_creator_fn": ShieldedConnection.connect}
+
     def prepare(self, connection: Any) -> None:
         import psycopg
 
-        from sqlspec.adapters.pipeline import PipelineCursor
+        from sqlspec.adapters.psycopg_async import PipelineCursor
 
         # not in the place of somebody's own
         if connection.driver_connection.cursor_factory is psycopg.AsyncCursor:

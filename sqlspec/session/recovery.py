@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from sqlspec.adapters import Driver
+from sqlspec.adapters.shield import shield
 
 __all__ = ["clean_up_after", "recover"]
 
@@ -29,12 +28,7 @@ def recover(driver: Driver, connection: Any, cursor: Any) -> bool:
 
 
 async def _shielded(work: Awaitable[bool]) -> bool:
-    """Wait for this within a scope of anyio's, where that is in use: once it has cancelled, it does so at every await.
-
-    A web server cancels that way, and the connection of each client that goes away would be closed.
-    """
-    anyio = sys.modules.get("anyio")
-    with contextlib.nullcontext() if anyio is None else anyio.CancelScope(shield=True):
+    with shield():
         return await work
 
 
