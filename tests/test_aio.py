@@ -8,7 +8,7 @@ import gc
 import os
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -335,6 +335,34 @@ def test_it_works_under_anyio_where_each_await_is_cancelled(
     if database.config().driver().name in {"psycopg2", "psycopg"}:
         # asyncmy cannot end a statement
         wait_until(lambda: not any("pg_sleep" in told for told in database.server.activity()), seconds=5)
+
+
+async def _within(seconds: float, library: str, work: Awaitable[Any]) -> None:
+    if library == "asyncio":
+        async with asyncio.timeout(seconds):
+            await work
+    else:
+        with anyio.fail_after(seconds):
+            await work
+
+
+@pytest.mark.parametrize("database", ["psycopg"], indirect=True)
+@pytest.mark.parametrize("cancelled_by", ["asyncio", "anyio"])
+def test_a_statement_that_is_cancelled_before_the_server_begins_with_it_is_ended(
+    registry: SQLSpec, database: Database, cancelled_by: str
+) -> None:
+    async def main() -> None:
+        async with registry:
+            for number in range(1, 200):
+                with pytest.raises(TimeoutError):
+                    async with registry.get_async_session() as session:
+                        assert await session.execute("SELECT 1").scalar() == 1
+                        await _within(number / 100_000, cancelled_by, session.execute("SELECT pg_sleep(20)"))
+            assert registry.get_pool_stats().created == 1
+            assert registry.get_pool_stats().hold.max < 4
+
+    asyncio.run(main())
+    assert not database.server.connections()
 
 
 @pytest.mark.fault(69)

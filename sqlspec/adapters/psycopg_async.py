@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import AsyncIterator
 from typing import Any
 
 import psycopg
@@ -12,16 +13,20 @@ from sqlspec.adapters.shield import shield
 
 __all__ = ["PipelineCursor", "ShieldedConnection"]
 
+# Seconds to wait before the server is asked again to end a statement: it does not remember that it was where the
+# statement comes to it afterwards, as one does of thirty that are cancelled within milliseconds.
+_PAUSES = (0.1, 0.2, 0.4, 0.8, 1.6)
+
 
 class ShieldedConnection(psycopg.AsyncConnection[Any]):
     """Be psycopg's connection that ends a cancelled statement on the server under anyio as well.
 
     psycopg asks the server to cancel, and reads its answer, in the task that is cancelled. Where that is interrupted
-    in turn, it closes the connection, and the statement runs on.
+    in turn, or the server does not listen yet, psycopg closes the connection, and the statement runs on.
     """
 
     _waiting: asyncio.Task[Any] | None = None
-    _shield: contextlib.ExitStack | None = None
+    _ending: contextlib.AsyncExitStack | None = None
 
     async def wait(self, *arguments: Any, **options: Any) -> Any:
         """Wait for the server, as psycopg; what it does after a cancellation is not cancelled."""
@@ -30,17 +35,46 @@ class ShieldedConnection(psycopg.AsyncConnection[Any]):
             return await super().wait(*arguments, **options)
         finally:
             self._waiting = None
-            if self._shield is not None:
-                shielded, self._shield = self._shield, None
-                shielded.close()
+            if self._ending is not None:
+                ending, self._ending = self._ending, None
+                await ending.aclose()
 
     async def cancel_safe(self, *, timeout: float = 30.0) -> None:
-        """Ask the server to end the statement, as psycopg."""
-        # not of another task, which has not been cancelled
-        if self._waiting is asyncio.current_task() and self._shield is None:
-            self._shield = contextlib.ExitStack()
-            self._shield.enter_context(shield())
-        await super().cancel_safe(timeout=timeout)
+        """Ask the server to end the statement, as psycopg; and again, until `wait` has its answer."""
+        if self._waiting is asyncio.current_task() and self._ending is None:
+            self._ending = contextlib.AsyncExitStack()
+            self._ending.enter_context(shield())
+            await super().cancel_safe(timeout=timeout)
+            await self._ending.enter_async_context(self._insisting(timeout))
+        else:
+            # for another task, which has not been cancelled
+            await super().cancel_safe(timeout=timeout)
+
+    @contextlib.asynccontextmanager
+    async def _insisting(self, timeout: float) -> AsyncIterator[None]:
+        answered = asyncio.Event()
+
+        async def insist() -> None:
+            for pause in _PAUSES:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(pause):
+                        await answered.wait()
+                        return
+                await self.cancel_safe(timeout=timeout)
+
+        insisting = asyncio.create_task(insist())
+        try:
+            yield
+        finally:
+            answered.set()
+            try:
+                # one that is under way would end what comes next on this connection
+                await insisting
+            except BaseException as error:
+                self.pgconn.finish()
+                # an error of the asking does not hide that the task is cancelled
+                if not isinstance(error, Exception):
+                    raise
 
 
 class PipelineCursor(psycopg.AsyncCursor[Any]):

@@ -1,0 +1,19 @@
+"""What must be done to its end, though the task is cancelled."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import Any
+
+__all__ = ["shield"]
+
+
+def shield() -> contextlib.AbstractContextManager[Any]:
+    """Return a scope of anyio's that it does not cancel, where anyio is in use.
+
+    Once it has cancelled a task, it does so again at every await. A web server cancels that way: what a statement
+    leaves behind could not be ended, and the connection of each client that goes away would be closed.
+    """
+    anyio = sys.modules.get("anyio")
+    return contextlib.nullcontext() if anyio is None else anyio.CancelScope(shield=True)
