@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -352,8 +353,18 @@ def _default(spec: SQLSpec, statement: str) -> None:
 @pytest.mark.fault(59)
 def test_sqlites_files(tmp_path: Path) -> None:
     (tmp_path / "text.db").write_text("no database at all, and long enough to be looked at as one" * 20)
+    with closing(sqlite3.connect(tmp_path / "torn.db")) as torn:
+        torn.execute("CREATE TABLE users (name)")
+    with (tmp_path / "torn.db").open("r+b") as file:
+        # the page of the table; the first one has the schema
+        file.seek(4096)
+        file.write(b"\xff" * 4096)
     with SQLSpec() as spec:
-        for name, path in {"missing": tmp_path / "no" / "app.db", "text": tmp_path / "text.db"}.items():
+        for name, path in {
+            "missing": tmp_path / "no" / "app.db",
+            "text": tmp_path / "text.db",
+            "torn": tmp_path / "torn.db",
+        }.items():
             spec.register_config(SQLiteConfig(database=str(path)), name)
             assert met(lambda name=name: ask(spec, name, "SELECT * FROM users")) is ErrorKind.CONFIGURATION
         spec.register_config(SQLiteConfig(database=str(tmp_path / "app.db")))

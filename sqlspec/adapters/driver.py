@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, TypeVar, cast
 from sqlalchemy import URL
 from sqlalchemy.engine import Dialect
 
-from sqlspec.adapters.loading import Converters, Position, Target, batches
+from sqlspec.adapters.loading import Converters, Position, Target, batches, is_of_a_row
 from sqlspec.config.base import NoPoolSyncConfig
 from sqlspec.exceptions import ConfigError
 from sqlspec.pool import within, within_each
@@ -316,7 +316,7 @@ class Driver(ABC):
                         self.within(connection, cursor.execute, "ROLLBACK TO SAVEPOINT sqlspec_load")
                     except Exception:  # noqa: BLE001  # the transaction has gone with it, or the connection
                         raise error from None
-                    if self._is_of_a_row(error):
+                    if is_of_a_row(error):
                         self._find_bad(cursor, target, insert, batch, rows)
                     raise
 
@@ -326,13 +326,9 @@ class Driver(ABC):
             try:
                 self._load_batch(cursor, target, insert, [row])
             except Exception as error:
-                is_blamed = self._is_of_a_row(error) and not self._fails_anyway(cursor, target, error)
+                is_blamed = is_of_a_row(error) and not self._fails_anyway(cursor, target, error)
                 rows.bad = position if is_blamed else None
                 raise
-
-    def _is_of_a_row(self, error: Exception) -> bool:
-        """Tell whether a row may be to blame for the error, as none is for a lock, a deadline or a full disk."""
-        return True
 
     def _fails_anyway(self, cursor: Any, target: Target, error: Exception) -> bool:
         """Tell whether the error of a row comes without any row as well, as that of a table which is not there."""

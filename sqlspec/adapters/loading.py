@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 from sqlalchemy.engine import Dialect
 
+from sqlspec.resilience import ErrorKind, classify
+
 __all__ = [
     "Converters",
     "Position",
@@ -18,6 +20,7 @@ __all__ = [
     "batches",
     "checked",
     "converted",
+    "is_of_a_row",
     "is_of_numpy",
     "item_of",
     "value_of",
@@ -39,6 +42,11 @@ class RowProblem(Exception):
     def __init__(self, position: int, problem: str) -> None:
         super().__init__(problem)
         self.position = position
+
+
+def is_of_a_row(error: Exception) -> bool:
+    """Tell whether a row may be to blame for an error, as none is for a lock, a deadlock or a full disk."""
+    return classify(error) in {ErrorKind.INTEGRITY, ErrorKind.PROGRAMMING, ErrorKind.OTHER}
 
 
 def value_of(member: Enum) -> Any:

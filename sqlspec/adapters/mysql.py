@@ -120,18 +120,6 @@ class MySQLConfig(MySQLPoolConfig, SyncDatabaseConfig):
         return Asyncmy(self)
 
 
-# What no row is to blame for: no room, on disk (1021), in memory (1037, 1038, 1041) or in the table (1114); locks
-# (1015, 1020, 1099, 1100, 1205, 1206, 1213, 3572); statements that are ended (1053, 1317, 1927, 1969, 3024); lost
-# connections.
-_OF_NO_ROW = {
-    (number,)
-    for number in (
-        *(1015, 1020, 1021, 1037, 1038, 1041, 1053, 1099, 1100, 1114, 1205, 1206, 1213, 1317, 1927, 1969),
-        *(2006, 2013, 2014, 3024, 3572),
-    )
-}
-
-
 _READ_ONLY_TRANSACTION = 1792
 
 
@@ -274,9 +262,6 @@ class _MySQLDriver(Driver):
 
     def _insert(self, cursor: Any, target: Target, insert: str, batch: list[Sequence[Any]]) -> None:
         raise NotImplementedError
-
-    def _is_of_a_row(self, error: Exception) -> bool:
-        return error.args[:1] not in _OF_NO_ROW
 
     def is_autocommit(self, connection: Any) -> bool:
         return bool(connection.get_autocommit())

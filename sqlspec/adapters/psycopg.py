@@ -15,7 +15,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from sqlspec.adapters.copying import copy_text
 from sqlspec.adapters.driver import Driver, Language, TransactionOptions, whole_seconds
-from sqlspec.adapters.loading import Position, Target
+from sqlspec.adapters.loading import Position, Target, is_of_a_row
 from sqlspec.exceptions import ConfigError
 
 if TYPE_CHECKING:
@@ -43,9 +43,6 @@ PREPARED_BY_HAND = "SELECT name FROM pg_catalog.pg_prepared_statements WHERE fro
 _READ_ONLY_BY_DEFAULT = "default_transaction_read_only"
 # libpq's PQTRANS_INERROR
 _IN_ERROR = 3
-# The classes of SQLSTATEs that no row is to blame for: connections, read-only transactions, deadlocks, resources,
-# locks, what ends statements, the system.
-_OF_NO_ROW = frozenset({"08", "25", "40", "53", "55", "57", "58"})
 # where COPY met a bad row
 _LINE = re.compile(r"\bCOPY .*?, line (\d+)")
 
@@ -217,13 +214,9 @@ class PostgreSQLDriver(Driver):
         try:
             self.within_each(connection, copy, chunks)
         except Exception as error:
-            if rows.bad is None and self._is_of_a_row(error):
+            if rows.bad is None and is_of_a_row(error):
                 rows.bad = _line_of(error)
             raise
-
-    def _is_of_a_row(self, error: Exception) -> bool:
-        state = getattr(error, "pgcode", None) or getattr(error, "sqlstate", None) or ""
-        return state[:2] not in _OF_NO_ROW
 
     def _copy(self, connection: Any, target: Target, chunks: Iterator[bytes]) -> None:
         raise NotImplementedError

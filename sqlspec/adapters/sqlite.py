@@ -34,9 +34,6 @@ _LAST_MOMENT = 1.0
 # How many values a statement may have, in any build of SQLite.
 _VARIABLES = 999
 
-# What no row is to blame for: SQLITE_BUSY, LOCKED, NOMEM, READONLY, INTERRUPT, IOERR, CORRUPT and FULL.
-_OF_NO_ROW = frozenset({5, 6, 7, 8, 9, 10, 11, 13})
-
 BeginMode = Literal["DEFERRED", "IMMEDIATE", "EXCLUSIVE"]
 
 
@@ -239,10 +236,6 @@ class SQLite3(Driver):
             part = batch[start : start + step]
             statement = f"{target.insert_into()} VALUES {', '.join([row] * len(part))}"
             cursor.execute(statement, list(chain.from_iterable(part)))
-
-    def _is_of_a_row(self, error: Exception) -> bool:
-        # the lower byte of extended codes
-        return getattr(error, "sqlite_errorcode", 0) & 0xFF not in _OF_NO_ROW
 
     def read_to_end(self, cursor: Any) -> Any:
         # a change whose rows are not read yet cannot be committed

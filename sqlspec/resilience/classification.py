@@ -114,7 +114,7 @@ _MYSQL = {
     ErrorKind.CANCELLED: {1317},
     ErrorKind.CONFLICT: {1020, 1213, 1614},
     ErrorKind.READ_ONLY: {1290, 1792, 1836, 3100},
-    ErrorKind.CAPACITY: {1021, 1037, 1038, 1040, 1041, 1114, 1135, 1203, 1226, 2008},
+    ErrorKind.CAPACITY: {1021, 1037, 1038, 1040, 1041, 1114, 1135, 1203, 1206, 1226, 2008},
     ErrorKind.INTEGRITY: {1022, 1048, 1062, 1169, 1216, 1217, 1364, 1451, 1452, 1557, 1586, 1761, 1762, 3819, 4025},
 }
 _ERRNOS = {number: kind for kind, numbers in _MYSQL.items() for number in numbers}
@@ -125,6 +125,8 @@ _SQLITE = {
     7: ErrorKind.CAPACITY,
     8: ErrorKind.READ_ONLY,
     9: ErrorKind.CANCELLED,
+    10: ErrorKind.CAPACITY,
+    11: ErrorKind.CONFIGURATION,
     13: ErrorKind.CAPACITY,
     14: ErrorKind.CONFIGURATION,
     19: ErrorKind.INTEGRITY,
