@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import os
 import re
 import subprocess
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from sqlspec import InstrumentationConfig, SQLSpec
+from sqlspec import InstrumentationConfig, PoolStats, SQLSpec
 from sqlspec.adapters import MySQLConfig, PostgreSQLConfig, SQLiteConfig, SQLiteConnectionConfig
 
 ROOT = Path(__file__).parent.parent
@@ -116,3 +117,17 @@ def test_the_page_of_configs_has_every_option_with_its_default(config: Any) -> N
     for name, field in config.model_fields.items():
         default = "InstrumentationConfig()" if name == "instrumentation" else repr(field.default)
         assert options.get(name) == default, name
+
+
+def test_the_page_of_statistics_has_every_figure_and_every_reason() -> None:
+    page = (ROOT / "docs" / "reference" / "statistics.md").read_text("utf-8")
+    named = {
+        name for cell in re.findall(r"^\| (`.*?`) \|", page, re.MULTILINE) for name in re.findall(r"`(\w+)`", cell)
+    }
+    figures = {field.name for field in dataclasses.fields(PoolStats)} - {"parts"}
+    properties = {name for name, kind in vars(PoolStats).items() if isinstance(kind, property)}
+    told_of_closed = re.search(r"closed: reason to(.*?)\n        \w+:", PoolStats.__doc__ or "", re.DOTALL)
+    assert told_of_closed is not None
+    reasons = set(re.findall(r"``(\w+)``", told_of_closed[1])) - {"idle_timeout"}
+    assert len(reasons) > 10
+    assert named == figures | properties | reasons
