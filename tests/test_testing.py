@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -20,7 +22,7 @@ from sqlalchemy.pool import NullPool, QueuePool
 from sqlspec import SQLSpec
 from sqlspec.adapters import SQLiteConfig, SQLiteConnectionConfig
 from sqlspec.pool import FairQueuePool
-from sqlspec.testing import ScriptedDriver, assert_no_leaks
+from sqlspec.testing import FaultProxy, ScriptedDriver, assert_no_leaks
 from tests.servers import wait_until
 
 PHASES = ["connect", "ping", "execute", "commit", "rollback", "close"]
@@ -541,3 +543,28 @@ def test_an_asyncio_engine_is_looked_at_from_a_thread(tmp_path: Path) -> None:
         await engine.dispose()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("end", ["refuse", "__exit__"])
+def test_what_the_proxy_connects_in_the_moment_when_it_ends_them_all_is_ended_as_well(
+    end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as database, FaultProxy(database.getsockname()[1]) as proxy:
+        connect = socket.create_connection
+
+        def connect_and_end(place: tuple[str, int]) -> socket.socket:
+            connection = connect(place)
+            if place[1] == database.getsockname()[1]:
+                getattr(proxy, end)(*([None] * 3 if end == "__exit__" else []))
+            return connection
+
+        # no real network can be had that is so slow at the right moment
+        monkeypatch.setattr("sqlspec.testing.proxy.socket.create_connection", connect_and_end)
+        database.settimeout(10)
+        with connect(("127.0.0.1", proxy.port), timeout=10) as client:
+            link, _ = database.accept()
+            link.settimeout(10)
+            with link:
+                for side in (client, link):
+                    with contextlib.suppress(ConnectionError):
+                        assert side.recv(1) == b""

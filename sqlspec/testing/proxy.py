@@ -63,7 +63,7 @@ class FaultProxy:
         # Guards _links and fired, from the threads of all connections.
         self._lock = threading.Lock()
         self._links: set[_Link] = set()
-        self._is_refusing = self._swallows_all = False
+        self._is_over = self._is_refusing = self._swallows_all = False
         self._delay_seconds = 0.0
         self._budget: Callable[[], int] | None = None
         self._truncated: int | None = None
@@ -83,6 +83,7 @@ class FaultProxy:
             # close() alone would not wake who accepts
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        self._is_over = True
         self._end_all()
 
     # -- faults
@@ -151,7 +152,13 @@ class FaultProxy:
             client.close()
             return
         with self._lock:
-            self._links.add(link)
+            # both are set before the connections that there are get ended
+            is_late = self._is_over or self._is_refusing
+            if not is_late:
+                self._links.add(link)
+        if is_late:
+            link.end()
+            return
         for is_answer in (False, True):
             threading.Thread(target=self._forward, args=(link, is_answer), name="fault-proxy", daemon=True).start()
 
