@@ -561,10 +561,10 @@ def test_what_the_proxy_connects_in_the_moment_when_it_ends_them_all_is_ended_as
         # no real network can be had that is so slow at the right moment
         monkeypatch.setattr("sqlspec.testing.proxy.socket.create_connection", connect_and_end)
         database.settimeout(10)
-        with connect(("127.0.0.1", proxy.port), timeout=10) as client:
+        with connect(("127.0.0.1", proxy.port)) as client:
             link, _ = database.accept()
-            link.settimeout(10)
             with link:
                 for side in (client, link):
+                    side.settimeout(10)
                     with contextlib.suppress(ConnectionError):
                         assert side.recv(1) == b""
