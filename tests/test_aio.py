@@ -346,7 +346,7 @@ async def _within(seconds: float, library: str, work: Awaitable[Any]) -> None:
             await work
 
 
-@pytest.mark.parametrize("database", ["psycopg"], indirect=True)
+@pytest.mark.parametrize("database", ["postgresql", "psycopg"], indirect=True)
 @pytest.mark.parametrize("cancelled_by", ["asyncio", "anyio"])
 def test_a_statement_that_is_cancelled_before_the_server_begins_with_it_is_ended(
     registry: SQLSpec, database: Database, cancelled_by: str

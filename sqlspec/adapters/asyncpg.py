@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Literal, cast
@@ -11,6 +12,7 @@ from sqlalchemy import URL
 from sqlspec.adapters.driver import TransactionOptions
 from sqlspec.adapters.loading import Target
 from sqlspec.adapters.psycopg import ALL_BUT_STATEMENTS, PREPARED_BY_HAND, PostgreSQLDriver, awaiting, deallocate
+from sqlspec.adapters.shield import PAUSES
 
 __all__ = ["Asyncpg"]
 
@@ -103,13 +105,12 @@ class Asyncpg(PostgreSQLDriver):
 
     def recover(self, connection: Any, cursor: Any) -> bool:
         # Asyncpg has asked the server to cancel, and waits for the answer before anything else. Without a transaction
-        # it was BEGIN or COMMIT that was cancelled: nobody knows what the next transaction would be in.
+        # it was BEGIN or COMMIT that was cancelled, or, under autocommit, one may have been begun in a string.
         # (SQLAlchemy 2.0 knows by _started, 2.1 by _transaction)
         if not getattr(connection, "_started", connection._transaction is not None):
-            if not connection.autocommit:
-                return False
-            # under autocommit, a transaction may have been begun in a string
-            connection.run_async(lambda driver_connection: driver_connection.execute("ROLLBACK"))
+            connection._transaction = None
+        connection.run_async(_roll_back)
+        # the adapter's own idea of it
         connection.rollback()
         return True
 
@@ -166,6 +167,23 @@ def _run(connection: Any, work: Callable[[Any], Awaitable[object]]) -> None:
     except connection.dbapi.asyncpg.PostgresError as error:
         # into PEP 249's, as the adapter does with those of its own calls
         connection._handle_exception(error)
+
+
+async def _roll_back(connection: Any) -> None:
+    """Roll back whatever is open, once the cancelled statement has ended; ask the server again to end it."""
+    # asyncpg takes a transaction for begun whose BEGIN was cancelled
+    connection._top_xact = None
+    rolling_back = asyncio.ensure_future(connection.execute("ROLLBACK"))
+    try:
+        for pause in PAUSES:
+            done, _ = await asyncio.wait({rolling_back}, timeout=pause)
+            if done:
+                break
+            # awaited: one that is late would end what comes next on this connection
+            await connection._cancel(asyncio.get_running_loop().create_future())
+        await rolling_back
+    finally:
+        rolling_back.cancel()
 
 
 async def _discard_all(connection: Any) -> None:

@@ -9,13 +9,9 @@ from typing import Any
 
 import psycopg
 
-from sqlspec.adapters.shield import shield
+from sqlspec.adapters.shield import PAUSES, shield
 
 __all__ = ["PipelineCursor", "ShieldedConnection"]
-
-# Seconds to wait before the server is asked again to end a statement: it does not remember that it was where the
-# statement comes to it afterwards, as one does of thirty that are cancelled within milliseconds.
-_PAUSES = (0.1, 0.2, 0.4, 0.8, 1.6)
 
 
 class ShieldedConnection(psycopg.AsyncConnection[Any]):
@@ -55,7 +51,7 @@ class ShieldedConnection(psycopg.AsyncConnection[Any]):
         answered = asyncio.Event()
 
         async def insist() -> None:
-            for pause in _PAUSES:
+            for pause in PAUSES:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(pause):
                         await answered.wait()

@@ -6,7 +6,11 @@ import contextlib
 import sys
 from typing import Any
 
-__all__ = ["shield"]
+__all__ = ["PAUSES", "shield"]
+
+# Seconds to wait before PostgreSQL is asked again to end a statement: it does not remember that it was where the
+# statement comes to it afterwards, as one does of thirty that are cancelled within milliseconds.
+PAUSES = (0.1, 0.2, 0.4, 0.8, 1.6)
 
 
 def shield() -> contextlib.AbstractContextManager[Any]:
