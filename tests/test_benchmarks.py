@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -126,3 +128,18 @@ def test_no_connection_is_missing_when_clients_have_gone_away() -> None:
     assert "160 requests" in done.stdout, done.stdout + done.stderr
     assert "0 checked out, 0 dropped" in done.stdout, done.stdout + done.stderr
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("framework", ["flask", "fastapi"])
+def test_saturated_applications_answer_without_an_error(framework: str) -> None:
+    if shutil.which("wrk") is None and not os.environ.get("CI"):
+        pytest.skip(reason="wrk is not installed")
+    command = [sys.executable, str(FOLDER / "web_load.py"), "--only", framework, "--rounds", "1", "--seconds", "1"]
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = {(row["page"], row["figure"]): row for row in json.loads(done.stdout)}
+    # how many they answer, and how soon, is for `tox -e benchmarks`
+    for page in (f"{framework} reads", f"{framework} writes", f"{framework} slow reads"):
+        assert rows[page, "errors"]["ours"] == 0
+        assert rows[page, "requests"]["ours"] > 0
+        assert rows[page, "requests"]["plain"] > 0
