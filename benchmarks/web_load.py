@@ -1,13 +1,14 @@
 """What saturated web applications serve, on our pool and on SQLAlchemy's: `python benchmarks/web_load.py`.
 
 The two examples of docs/examples, beside the same applications on SQLAlchemy's own pool, `plain_flask.py` and
-`plain_fastapi.py`, all on a private PostgreSQL: Flask under gunicorn, two workers of sixteen threads; FastAPI under
-uvicorn; five connections a process. wrk asks them over 64 connections, in turn, ours, plain, ours, plain …, for a page
+`plain_fastapi.py`, all on a private PostgreSQL: Flask under gunicorn, a worker of 32 threads; FastAPI under
+uvicorn; five connections each. wrk asks them over 64 connections, in turn, ours, plain, ours, plain …, for a page
 that reads twenty rows, for one that writes one, and for the first again where the database takes 30 ms for it: there
 connections are what is scarce, before that it is the processor.
 
-Printed are medians of rounds, and the median of the ratios of pairs, ours by plain. Errors are answers that are no
-success, and what wrk counts of its sockets, of all rounds together.
+Printed are medians of rounds, and the median of the ratios of pairs, ours by plain: of requests a second, of what each
+costs the server of a processor, and of milliseconds until the answer. Errors are answers that are no success, and what
+wrk counts of its sockets, of all rounds together.
 """
 
 from __future__ import annotations
@@ -32,17 +33,17 @@ from typing import Any, NamedTuple
 from databases import servers
 
 from sqlspec import SQLSpec, build_secure_url
-from tests.servers import PASSWORD, free_port, wait_until
+from tests.servers import PASSWORD, family, free_port, wait_until
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parent / "docs" / "examples"
 POOL_SIZE, CONNECTIONS = 5, 64
-GUNICORN = ["gunicorn", "--worker-class=gthread", "--workers=2", "--threads=16", "--log-level=error", "--bind"]
+GUNICORN = ["gunicorn", "--worker-class=gthread", "--threads=32", "--log-level=error", "--bind"]
 UVICORN = ["uvicorn", "--no-access-log", "--log-level=error", "--host=127.0.0.1", "--port"]
 WRK = ["wrk", "--latency", "-t2", f"-c{CONNECTIONS}", "--timeout=10s"]
 # of the ratios: of requests at least, of milliseconds at most. Where some are served out of turn, most may wait
 # less long than in the order of asking, so that there is none for the median.
-BARS = {"requests": 0.9, "p50": math.inf, "p99": 1.2}
+BARS = {"requests": 0.9, "processor": 1.0, "p50": math.inf, "p99": 1.2}
 # for wrk: everybody is another guest, and all notes are the same
 GUESTS = """
 local threads, count = 0, 0
@@ -79,34 +80,58 @@ PAGES = [
 
 
 class Figures(NamedTuple):
-    """Be what wrk tells: requests a second, milliseconds, and the number of errors."""
+    """Be what wrk tells, and what the server has used: requests a second, milliseconds, and the number of errors."""
 
     requests: float
+    processor: float
     p50: float
     p99: float
     errors: int
 
 
-def figures(told: str) -> Figures:
-    """Read what wrk has printed."""
+def figures(told: str, used: float) -> Figures:
+    """Read what wrk has printed, while the server has used so many seconds of a processor."""
     milliseconds = {"us": 0.001, "ms": 1.0, "s": 1000.0, "m": 60_000.0}
 
     def latency(percent: int) -> float:
-        found = re.search(rf"^ +{percent}% +([\d.]+)(\w+)$", told, re.MULTILINE)
+        found = re.search(rf"^ +{percent}% +([\d.]+)(\w+) *$", told, re.MULTILINE)
         return float(found[1]) * milliseconds[found[2]] if found else float("nan")
 
     errors = re.findall(r"(?:Non-2xx or 3xx responses:|connect|read|write|timeout) (\d+)", told)
-    (requests,) = re.findall(r"^Requests/sec: +([\d.]+)$", told, re.MULTILINE)
-    return Figures(float(requests), latency(50), latency(99), sum(map(int, errors)))
+    ((count, requests),) = re.findall(
+        r"^ +(\d+) requests in .*?^Requests/sec: +([\d.]+)$", told, re.MULTILINE | re.DOTALL
+    )
+    processor = 1000 * used / max(1, int(count))
+    return Figures(float(requests), processor, latency(50), latency(99), sum(map(int, errors)))
 
 
-def load(port: int, page: Page, seconds: int) -> Figures:
+def used(pid: int) -> float:
+    """Return the seconds of a processor that a process and its children have used."""
+    ticks = 0
+    for each in family(pid):
+        # the name, which comes before, may have spaces
+        fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+class Served(NamedTuple):
+    """Be where an application is served, and by which process."""
+
+    port: int
+    pid: int
+
+
+def load(served: Served, page: Page, seconds: int) -> Figures:
     """Ask for a page as often as it is answered."""
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
         script.write(page.script)
         script.flush()
-        asked = [f"-d{seconds}s", *(["-s", script.name] if page.script else []), f"http://127.0.0.1:{port}{page.path}"]
-        return figures(subprocess.run([*WRK, *asked], capture_output=True, text=True, check=True).stdout)
+        options = [f"-d{seconds}s", *(["-s", script.name] if page.script else [])]
+        before = used(served.pid)
+        asked = [*WRK, *options, f"http://127.0.0.1:{served.port}{page.path}"]
+        told = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+        return figures(told, used(served.pid) - before)
 
 
 def variables(framework: str, side: str, config: Any, pre_ping: bool) -> dict[str, str]:
@@ -120,8 +145,8 @@ def variables(framework: str, side: str, config: Any, pre_ping: bool) -> dict[st
 
 
 @contextlib.contextmanager
-def served(framework: str, side: str, given: dict[str, str], folder: Path) -> Iterator[int]:
-    """Serve one of the four applications; give its port."""
+def serve(framework: str, side: str, given: dict[str, str], folder: Path) -> Iterator[Served]:
+    """Serve one of the four applications."""
     port, place = free_port(), EXAMPLES / framework if side == "ours" else HERE
     module = "app:app" if side == "ours" else f"plain_{framework}:app"
     if framework == "flask":
@@ -145,7 +170,7 @@ def served(framework: str, side: str, given: dict[str, str], folder: Path) -> It
             wait_until(lambda: answers() or process.poll() is not None, seconds=30)
             if process.poll() is not None:
                 raise RuntimeError(log.read_text())
-            yield port
+            yield Served(port, process.pid)
         finally:
             process.terminate()
 
@@ -162,7 +187,7 @@ def renew(spec: SQLSpec, page: Page) -> None:
 
 
 def measure(
-    spec: SQLSpec, ports: dict[tuple[str, str], int], pages: list[Page], options: argparse.Namespace
+    spec: SQLSpec, served: dict[tuple[str, str], Served], pages: list[Page], options: argparse.Namespace
 ) -> dict[str, list[Any]]:
     """Return the pairs of figures of each page, ours and plain, after a round of warming up."""
     found: dict[str, list[Any]] = {page.name: [] for page in pages}
@@ -171,7 +196,7 @@ def measure(
             pair = []
             for side in ("ours", "plain"):
                 renew(spec, page)
-                pair.append(load(ports[page.framework, side], page, options.seconds if number else 1))
+                pair.append(load(served[page.framework, side], page, options.seconds if number else 1))
             if number:
                 found[page.name].append(pair)
     return found
@@ -191,7 +216,7 @@ class Row(NamedTuple):
 
 def compared(page: str, pairs: list[Any]) -> Iterator[Row]:
     """Return a row for each figure of a page."""
-    for figure in ("requests", "p50", "p99"):
+    for figure in BARS:
         ours, plain = zip(*[[getattr(side, figure) for side in pair] for pair in pairs], strict=True)
         ratio = statistics.median(a / b for a, b in zip(ours, plain, strict=True))
         bar = BARS[figure]
@@ -203,7 +228,7 @@ def compared(page: str, pairs: list[Any]) -> Iterator[Row]:
 
 def show(rows: list[Row]) -> None:
     print(f"{'':29} {'ours':>9} {'plain':>9} {'ratio':>6} {'bar':>5}")
-    units = {"requests": "requests/s", "p50": "p50 ms", "p99": "p99 ms", "errors": "errors"}
+    units = {"requests": "requests/s", "processor": "cpu ms", "p50": "p50 ms", "p99": "p99 ms", "errors": "errors"}
     for row in rows:
         ratio = "-" if row.ratio is None else f"{row.ratio:.2f}"
         bar = "-" if row.bar == math.inf else f"{row.bar:.2f}"
@@ -213,8 +238,8 @@ def show(rows: list[Row]) -> None:
 
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=int, default=4, help="for which each page is asked for in each round")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--seconds", type=int, default=2, help="for which each page is asked for in each round")
     parser.add_argument("--only", choices=["flask", "fastapi"])
     parser.add_argument(
         "--pre-ping", action="store_true", help="have SQLAlchemy's pool ask the server at each checkout"
@@ -245,14 +270,14 @@ def main() -> int:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sqlspec-")))
         config, spec = stack.enter_context(tables())
-        ports = {
+        served = {
             (framework, side): stack.enter_context(
-                served(framework, side, variables(framework, side, config, options.pre_ping), folder)
+                serve(framework, side, variables(framework, side, config, options.pre_ping), folder)
             )
             for framework in dict.fromkeys(page.framework for page in pages)
             for side in ("ours", "plain")
         }
-        found = measure(spec, ports, pages, options)
+        found = measure(spec, served, pages, options)
     rows = [row for page, pairs in found.items() for row in compared(page, pairs)]
     if options.json:
         print(json.dumps([row._asdict() for row in rows], indent=2))

@@ -141,12 +141,12 @@ class Server:
         if self._process is None:
             raise RuntimeError("the server is not running")
         # PostgreSQL's processes have groups of their own
-        for pid in _family(self._process.pid):
+        for pid in family(self._process.pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, what)
 
 
-def _family(pid: int) -> list[int]:
+def family(pid: int) -> list[int]:
     """Return a process and all that it has started, the first ones first."""
     family = [pid]
     for parent in family:
