@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import gc
+import itertools
 import logging
 import math
 import threading
@@ -299,6 +300,67 @@ def test_a_connection_in_an_unreachable_cycle_serves_who_waits_for_it(driver: Sc
     finally:
         gc.enable()
     assert_whole(engine.pool, driver)
+
+
+@pytest.mark.fault(33)
+def test_a_connection_in_an_unreachable_cycle_is_found_while_others_come_and_go(driver: ScriptedDriver) -> None:
+    engine, over = driver.engine(pool_size=2, max_overflow=0, pool_timeout=20), threading.Event()
+
+    def work() -> None:
+        while not over.is_set():
+            with engine.connect():
+                time.sleep(0.01)
+
+    gc.collect()
+    gc.disable()
+    threads = [threading.Thread(target=work) for _ in range(60)]
+    try:
+        connection = engine.connect()
+        connection.execute(sa.text("SELECT 1"))
+        del connection
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: engine.pool.stats().dropped == 1, seconds=20)
+    finally:
+        gc.enable()
+        over.set()
+        for thread in threads:
+            thread.join()
+    assert_whole(engine.pool, driver)
+
+
+def test_who_waits_for_connections_that_come_back_has_no_garbage_collected(driver: ScriptedDriver) -> None:
+    pool = make(driver, pool_size=1, timeout=20)
+    moments: list[float] = []
+    collections: list[str] = []
+
+    def work() -> None:
+        for _ in range(3):
+            with pool.connect():
+                moments.append(time.monotonic())
+                time.sleep(0.02)
+
+    def note(phase: str, _: dict[str, int]) -> None:
+        collections.append(phase)
+
+    threads = [threading.Thread(target=work) for _ in range(30)]
+    gc.collect()
+    gc.disable()
+    gc.callbacks.append(note)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        gc.callbacks.remove(note)
+        gc.enable()
+    longest = max(after - before for before, after in itertools.pairwise(moments))
+    waited = pool.stats().wait
+    assert waited.sum > 0.25 * waited.count
+    # where the machine has held one of them up, it was missed
+    assert not collections or longest > 0.2
+    assert_whole(pool, driver)
 
 
 @pytest.mark.fault(32)

@@ -125,9 +125,22 @@ class HandOverPool(SlotPool):
             waiter.is_starved = True
             self._find_lost()
             self._settle()
-            collect_garbage(now, deadline)
+            if self._misses_any(now):
+                collect_garbage(now, deadline)
             if not waiter.decision:
                 waiter.wait(min(deadline - time.monotonic(), self._pause_of_waiters()))
+
+    def _misses_any(self, now: float) -> bool:
+        """Tell whether a connection has been away for long, so that nobody may be able to reach it any more.
+
+        Where all of them come back soon, there are only too few. To collect garbage would make that worse: an event
+        loop stands still meanwhile, a tenth of a second in an ordinary application.
+        """
+        for slot in self._pool.all():
+            mark = slot.mark
+            if now - (slot.idle_since if mark is None else mark[0]) > _STARVED:
+                return True
+        return False
 
     def _wait_for_opening(self, waiter: Waiter) -> None:
         """Wait on where there is room for a connection: as in QueuePool, `timeout` is not for connecting."""
