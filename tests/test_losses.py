@@ -843,7 +843,7 @@ def test_a_commit_that_would_undo_what_an_error_has_aborted_raises(any_spec: Any
         fail(session)
         with pytest.raises(exc.DBAPIError, match="aborted"):
             session.commit()
-        with pytest.raises(exc.PendingRollbackError, match="call rollback"):
+        with pytest.raises(exc.PendingRollbackError, match="the transaction could not be committed: call rollback"):
             session.execute(insert)
         session.rollback()
         assert session.execute("SELECT count(*) FROM users").scalar() == 0

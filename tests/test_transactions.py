@@ -262,7 +262,7 @@ def test_a_commit_that_did_not_arrive_is_found_out_and_all_is_run_again(any_spec
     assert far.fired == {"lost": 1}
     assert (work.calls, names(any_spec)) == (2, ["once"])
     far.lost = "COMMIT"
-    with pytest.raises(ConnectionLost) as caught:
+    with pytest.raises(ConnectionLost, match="the connection was lost in COMMIT, and nothing stays") as caught:
         any_spec.run_transaction("far", lambda s: s.execute(INSERT, ("twice",)), max_attempts=1)
     assert not caught.value.ambiguous
     assert names(any_spec) == ["once"]
