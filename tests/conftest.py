@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from sqlspec.adapters import MySQLConfig, PostgreSQLConfig, SQLiteConfig
 from sqlspec.config import SyncDatabaseConfig
 from sqlspec.testing import ScriptedDriver
 from tests.faults import assert_nothing_is_lost, no_thread_left
-from tests.servers import PASSWORD, MariaDBServer, PostgreSQLServer, Server, ServerMissing, wait_until
+from tests.servers import PASSWORD, MariaDBServer, PgBouncer, PostgreSQLServer, Server, ServerMissing, wait_until
 from tests.tasks import Loop, RegistryInTasks
 
 
@@ -41,7 +42,7 @@ class Database:
         return f"{type(config).__name__}(**{values!r})"
 
 
-def _served(kind: type[Server]) -> Iterator[Server]:
+def _served(kind: Callable[[Path], Server]) -> Iterator[Server]:
     # not in pytest's own folder, which another run of pytest makes unreadable for the servers' users
     with tempfile.TemporaryDirectory(prefix="sqlspec-") as folder:
         try:
@@ -65,6 +66,11 @@ def postgresql_server() -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def mariadb_server() -> Iterator[Server]:
     yield from _served(MariaDBServer)
+
+
+@pytest.fixture(scope="session")
+def pgbouncer(postgresql_server: Any) -> Iterator[Server]:
+    yield from _served(functools.partial(PgBouncer, behind=postgresql_server))
 
 
 @pytest.fixture(params=["sqlite", "postgresql", "psycopg", "mariadb"])

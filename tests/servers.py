@@ -259,6 +259,59 @@ class PostgreSQLStandby(PostgreSQLServer):
         self._ask("SELECT pg_promote(true, 30)::int")
 
 
+class PgBouncer(Server):
+    """Be a proxy to a PostgreSQL, whose databases are called as their pooling; transactions share one connection."""
+
+    user = "postgres"
+
+    def __init__(self, folder: Path, behind: PostgreSQLServer) -> None:
+        self._behind = behind
+        super().__init__(folder)
+
+    def initialize(self) -> None:
+        self._pgbouncer = find("pgbouncer", "/usr/sbin")
+        place = f"host=127.0.0.1 port={self._behind.port} dbname=postgres"
+        sizes = {"session": 10, "transaction": 1, "statement": 1}
+        databases = [f"{mode} = {place} pool_mode={mode} pool_size={size}" for mode, size in sizes.items()]
+        settings = {
+            "listen_addr": "127.0.0.1",
+            "listen_port": self.port,
+            "unix_socket_dir": "",
+            "auth_type": "scram-sha-256",
+            "auth_file": self.folder / "users",
+            "admin_users": "app",
+            "ignore_startup_parameters": "options,extra_float_digits",
+        }
+        lines = ["[databases]", *databases, "[pgbouncer]", *(f"{name} = {value}" for name, value in settings.items())]
+        for name, text in {"ini": "\n".join(lines), "users": f'"app" "{PASSWORD}"\n'}.items():
+            (self.folder / name).write_text(text)
+            self._own(self.folder / name)
+
+    def command(self) -> list[str]:
+        return [self._pgbouncer, str(self.folder / "ini")]
+
+    def is_ready(self) -> bool:
+        import psycopg2
+
+        try:
+            self.tell("SHOW VERSION")
+        except psycopg2.OperationalError:
+            return False
+        return True
+
+    def tell(self, command: str) -> None:
+        """Run a command of its console."""
+        import psycopg2
+
+        place = {"host": "127.0.0.1", "port": self.port, "user": "app", "password": PASSWORD}
+        connection = psycopg2.connect(**place, dbname="pgbouncer")
+        try:
+            connection.autocommit = True
+            connection.cursor().execute(command)
+        finally:
+            connection.close()
+
+
 class MariaDBServer(Server):
     """Be a private MariaDB."""
 

@@ -185,6 +185,14 @@ class Driver(ABC):
         """Bring a new connection into the state that the config asks for; leave no transaction open."""
         return
 
+    def check_settings(self, connection: Any) -> None:
+        """Refuse a server that has not been told what is to be said at the start of a connection.
+
+        Raises:
+            ConfigError: a proxy has dropped it.
+        """
+        return
+
     @abstractmethod
     def begin(self, connection: Any, options: TransactionOptions | None) -> None:
         """Do what must come before the first statement of a transaction."""

@@ -40,6 +40,15 @@ ALL_BUT_STATEMENTS = (
 # those of a borrower, who wrote PREPARE
 PREPARED_BY_HAND = "SELECT name FROM pg_catalog.pg_prepared_statements WHERE from_sql"
 
+# the settings that are named at the start of a connection
+_SETTING = re.compile(r"(?:-c\s*|--)([\w.-]+)=")
+# Those that do not come from there, nor from whom it is said for this role or database. What the catalogue does not
+# list, such as custom ones, is not there at all.
+_DROPPED = """
+    SELECT given FROM unnest(string_to_array('{names}', ',')) AS given LEFT JOIN pg_catalog.pg_settings
+    ON lower(name) = lower(given) WHERE CASE WHEN source IS NULL THEN current_setting(given, true) IS NULL
+    ELSE source NOT IN ('client', 'session', 'user', 'database', 'database user') END
+"""
 _READ_ONLY_BY_DEFAULT = "default_transaction_read_only"
 # libpq's PQTRANS_INERROR
 _IN_ERROR = 3
@@ -149,6 +158,20 @@ class PostgreSQLDriver(Driver):
             options.append(f"-c jit={'on' if self._config.jit else 'off'}")
         return " ".join(option for option in options if option)
 
+    def check_settings(self, connection: Any) -> None:
+        names = [name.replace("-", "_") for name in _SETTING.findall(self._options())]
+        if not names:
+            return
+        with closing(connection.cursor()) as cursor:
+            cursor.execute(_DROPPED.format(names=",".join(names)))
+            dropped = [name for (name,) in cursor.fetchall()]
+        connection.rollback()
+        if dropped:
+            raise ConfigError(
+                f"{', '.join(dropped)} did not arrive at the server: a proxy drops the options of the start, as "
+                "PgBouncer with ignore_startup_parameters. Say it of the role: ALTER ROLE ... SET ..."
+            )
+
     def begin(self, connection: Any, options: TransactionOptions | None) -> None:
         # Client-side: the driver's next BEGIN carries them, no round trip of their own.
         if options is not None:
@@ -256,6 +279,10 @@ class Psycopg2(PostgreSQLDriver):
 
     name = "psycopg2"
     streams_queries_only = True
+
+    def prepare(self, connection: Any) -> None:
+        # before SQLAlchemy asks for types, in a transaction otherwise, which a proxy that pools statements refuses
+        connection.autocommit = self.autocommit
 
     def uses_tls(self, connection: Any) -> bool:
         return bool(connection.info.ssl_in_use)

@@ -30,6 +30,7 @@ def listen(engine: Engine, config: NoPoolSyncConfig, driver: Driver) -> None:
     """Listen to the events of an engine on which the promises of its config hang."""
     if getattr(config, "tls", "") is None:
         event.listen(engine, "first_connect", _warning_of_plain_text(driver))
+    event.listen(engine, "first_connect", _checking_settings(config, driver))
     if not isinstance(config, PoolConfig):
         return
     if config.pool_reset_on_return == "discard":
@@ -76,6 +77,13 @@ def _warning_of_plain_text(driver: Driver) -> Any:
             )
 
     return warn
+
+
+def _checking_settings(config: NoPoolSyncConfig, driver: Driver) -> Any:
+    def check(connection: Any, record: object) -> None:
+        within(connection, seconds_left(config.connect_timeout), driver.check_settings, connection)
+
+    return check
 
 
 def _is_loopback(host: str) -> bool:
