@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+import sqlalchemy.ext.asyncio  # imported while it is instrumented, it would instrument its engines twice
 from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -15,6 +17,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from sqlalchemy import exc
 
 from sqlspec import SQLSpec
+from tests.conftest import Database
 
 USERS = sa.table("users", sa.column("id"), sa.column("name"))
 
@@ -141,7 +144,7 @@ def spans() -> Iterator[Callable[[sa.Engine], InMemorySpanExporter]]:
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     instrumentor = SQLAlchemyInstrumentor()
 
-    def instrument(engine: sa.Engine) -> InMemorySpanExporter:
+    def instrument(engine: sa.Engine | None = None) -> InMemorySpanExporter:
         # its release of today refuses SQLAlchemy 2.1 by version number, and works with it
         instrumentor.instrument(engine=engine, tracer_provider=provider, skip_dep_check=True)
         return exporter
@@ -151,7 +154,7 @@ def spans() -> Iterator[Callable[[sa.Engine], InMemorySpanExporter]]:
 
 
 def test_opentelemetry_has_a_span_for_every_statement(
-    spec: SQLSpec, spans: Callable[[sa.Engine], InMemorySpanExporter]
+    spec: SQLSpec, spans: Callable[..., InMemorySpanExporter]
 ) -> None:
     exporter = spans(spec.get_engine("primary"))
     with spec.get_session("primary") as session:
@@ -160,6 +163,25 @@ def test_opentelemetry_has_a_span_for_every_statement(
         session.execute(sa.select(USERS.c.name)).all()
     names = [span.name.split(" ")[0] for span in exporter.get_finished_spans()]
     assert [name for name in names if name != "connect"] == ["INSERT", "INSERT", "SELECT"]
+
+
+def test_opentelemetry_has_one_span_for_a_statement_of_engines_that_are_built_later(
+    database: Database, spans: Callable[..., InMemorySpanExporter]
+) -> None:
+    exporter = spans()
+    with SQLSpec() as spec:
+        spec.register_config(database.config())
+
+        async def in_tasks() -> None:
+            async with spec.get_async_session() as session:
+                assert await session.execute("SELECT 'task'").scalar() == "task"
+            await spec.aclose()
+
+        with spec.get_session() as session:
+            assert session.execute("SELECT 'thread'").scalar() == "thread"
+        asyncio.run(in_tasks())
+    told = [span.attributes.get("db.statement") for span in exporter.get_finished_spans() if span.attributes]
+    assert [statement for statement in told if statement] == ["SELECT 'thread'", "SELECT 'task'"]
 
 
 def test_echo_shows_statements_and_no_values(spec: SQLSpec, capfd: pytest.CaptureFixture[str], caplog: Any) -> None:
