@@ -5,18 +5,20 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Literal
 
 from sqlalchemy.pool import NullPool
+from sqlalchemy.util import await_only, greenlet_spawn
 
-from sqlspec.adapters import Driver
+from sqlspec.adapters import Driver, driver_for
+from sqlspec.config import NoPoolSyncConfig
 from sqlspec.engine import borrow, discard
 from sqlspec.exceptions import ConfigError, SQLSpecWarning
 from sqlspec.manager import EngineSource
 from sqlspec.registry import SQLSpec
 
-__all__ = ["isolated"]
+__all__ = ["aisolated", "isolated"]
 
 _BEGIN = {"mysql": "START TRANSACTION", "sqlite": "BEGIN"}
 
@@ -30,19 +32,53 @@ def isolated(spec: SQLSpec) -> Iterator[None]:
     it. So they must come one after the other, or one within the other, and in one thread at a time. Everything runs
     in one transaction, whatever isolation level and read_only say; under autocommit, an error on PostgreSQL undoes what
     the same session ran before. What MySQL commits by itself, as changes of the schema, stays, and ends the isolation
-    with an error. Sessions of tasks are not isolated, nor is what is checked out before the block. What is open at its
-    end loses its connection, with a warning.
+    with an error. Sessions of tasks are not isolated (`aisolated` does that), nor is what is checked out before the
+    block. What is open at its end loses its connection, with a warning.
 
     Raises:
         ConfigError: the registry is isolated already.
         sqlalchemy.exc.DBAPIError: a database cannot be reached.
     """
     with contextlib.ExitStack() as stack:
-        for name in spec.list_configs():
-            manager = spec._manager(name)
-            if not manager.config.is_async_only:
-                stack.enter_context(_isolated(manager.source(), name))
+        _isolate(stack, spec, is_async=False)
         yield
+
+
+@contextlib.asynccontextmanager
+async def aisolated(spec: SQLSpec) -> AsyncIterator[None]:
+    """Undo at the end of the ``async with`` block what it has done to the databases of a registry, as `isolated`.
+
+    That is said of the sessions, connections and engines of the running event loop, in one task at a time. A session of
+    a task that is cancelled goes back to its savepoint; with asyncmy, which cannot end a statement, the connection is
+    closed with it, and the isolation is of no use any more. Sessions of threads are not isolated: put `isolated` around
+    it for these, which have another connection and do not see what is written here.
+
+    Raises:
+        ConfigError: the registry is isolated already on this loop.
+        sqlalchemy.exc.DBAPIError: a database cannot be reached.
+    """
+    stack = contextlib.ExitStack()
+    try:
+        await greenlet_spawn(_isolate, stack, spec, is_async=True)
+        yield
+    finally:
+        await greenlet_spawn(stack.close)
+
+
+def _isolate(stack: contextlib.ExitStack, spec: SQLSpec, *, is_async: bool) -> None:
+    for name in spec.list_configs():
+        manager = spec._manager(name)
+        if _serves_tasks(manager.config) if is_async else not manager.config.is_async_only:
+            stack.enter_context(_isolated(manager.source(is_async=is_async), name))
+
+
+def _serves_tasks(config: NoPoolSyncConfig) -> bool:
+    try:
+        driver_for(config, is_async=True)
+    except ConfigError:
+        # which whoever wants a session of it is told
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -66,6 +102,8 @@ def _isolated(source: EngineSource, name: str) -> Iterator[None]:
             if shared.end_for_all():
                 # a commit of theirs would be a real one, on a connection that is somebody else's by then
                 discard(proxy)
+                if driver.is_async:
+                    await_only(driver.finish_closing())
                 warnings.warn(
                     f"{name}: a session or connection is still open at the end of its isolation, and its connection "
                     "is closed: close it within the block",
@@ -127,11 +165,20 @@ class _SharedConnection:
 
     def methods_of_driver(self) -> dict[str, Any]:
         """Return what begins and ends transactions instead of a driver's own."""
+        recover = self._driver.recover
+
+        def recover_to_savepoint(connection: Any, cursor: Any) -> bool:
+            undoing = _Undoing(self._connection, self.undo)
+            recover(undoing, cursor)
+            # the transaction goes on, which drivers do not expect
+            return undoing.is_done
+
         return {
             "begin": _nothing,
             "end": lambda connection, how: self.end(how),
             "set_autocommit": lambda connection, enabled: self.set_autocommit(enabled),
             "restore": _nothing,
+            "recover": recover_to_savepoint,
         }
 
     def methods_of_dialect(self) -> dict[str, Any]:
@@ -180,19 +227,39 @@ class _SharedConnection:
         if savepoint is None or (how == "rollback" and self._savepoints[savepoint]):
             return
         if how == "rollback":
-            self._run(f"ROLLBACK TO SAVEPOINT {savepoint}")
+            self.undo()
             return
         try:
             self._run(f"RELEASE SAVEPOINT {savepoint}")
         except Exception:
             # of an error before, which has aborted the transaction
-            self._run(f"ROLLBACK TO SAVEPOINT {savepoint}")
+            self.undo()
             raise
         self._run(f"SAVEPOINT {savepoint}")
+
+    def undo(self) -> None:
+        """Go back to the last savepoint."""
+        self._run(f"ROLLBACK TO SAVEPOINT {self._last}")
 
     def _run(self, statement: str) -> None:
         with contextlib.closing(self._connection.cursor()) as cursor:
             cursor.execute(statement)
+
+
+class _Undoing:
+    """Be the shared connection to who ends a statement on it, and would roll everything back."""
+
+    def __init__(self, connection: Any, undo: Callable[[], None]) -> None:
+        self._connection = connection
+        self._undo = undo
+        self.is_done = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+    def rollback(self) -> None:
+        self._undo()
+        self.is_done = True
 
 
 class _SharedPool(NullPool):

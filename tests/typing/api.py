@@ -57,7 +57,7 @@ from sqlspec.extensions.starlette import database_lifespan
 from sqlspec.pool import AsyncFairQueuePool, FairQueuePool, Timing
 from sqlspec.session.result import DriverResult
 from sqlspec.telemetry import OpenTelemetryMetrics, PrometheusMetrics
-from sqlspec.testing import ScriptedDriver, assert_no_leaks, isolated
+from sqlspec.testing import ScriptedDriver, aisolated, assert_no_leaks, isolated
 
 
 def registry() -> None:
@@ -166,6 +166,13 @@ def connections(spec: SQLSpec) -> None:
         assert_type(connection.age, float)
         assert_type(connection.query_count, int)
     assert_type(spec.create_connection("primary"), Connection)
+
+
+async def isolated_tasks(spec: SQLSpec) -> None:
+    async with aisolated(spec) as nothing:
+        assert_type(nothing, None)
+    with aisolated(spec):  # type: ignore[attr-defined]  # that is isolated()
+        pass
 
 
 async def health(spec: SQLSpec) -> None:
