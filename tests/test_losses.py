@@ -6,6 +6,7 @@ import contextlib
 import copy
 import gc
 import io
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -347,6 +348,31 @@ def test_a_rollback_that_fails_is_a_note_on_the_error_that_caused_it(spec: SQLSp
         raise RuntimeError("the first error")
     assert "the rollback failed as well" in caught.value.__notes__[0]
     assert names(spec) == []
+
+
+def test_what_a_signal_raises_in_a_statement_comes_as_it_is(spec: SQLSpec, database: Database, watched: bool) -> None:
+    class TimeIsUp(Exception):
+        pass
+
+    def end(*_: object) -> None:
+        raise TimeIsUp
+
+    long = {
+        "sqlite": "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 3e6) SELECT max(x) FROM n",
+        "postgresql": "SELECT 1 FROM pg_sleep(0.5)",
+        "mariadb": "SELECT SLEEP(0.5)",
+    }
+    before = signal.signal(signal.SIGALRM, end)
+    try:
+        with pytest.raises(TimeIsUp), spec.get_session("primary") as session:
+            session.execute("INSERT INTO users (name) VALUES ('Alice')")
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            session.execute(long[database.name])
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    with spec.get_session("primary") as session:
+        assert session.execute("SELECT count(*) FROM users").scalar() == 0
 
 
 @pytest.mark.parametrize("database", ["sqlite", "mariadb"], indirect=True)

@@ -372,7 +372,14 @@ class BaseSession(OneAtATime):
                 self._is_lost = not self._autocommit
                 raise error
             self._driver.note(error, dialect, self._driver_connection)
-        self._adopt()._handle_dbapi_exception(error, statement, parameters, cursor, None)
+        try:
+            self._adopt()._handle_dbapi_exception(error, statement, parameters, cursor, None)
+        except exc.StatementError as wrapped:
+            if isinstance(wrapped, exc.DBAPIError) or wrapped.orig is not error:
+                raise
+        # Not the driver's, as what a signal raises in a statement: where SQLAlchemy runs it, it comes as it is.
+        self._judge(error, statement)
+        raise error
 
     def _judge(self, error: BaseException, statement: str | None) -> None:
         """Tell of a lost connection whether something may stay of what was under way: the whole transaction, at COMMIT.
