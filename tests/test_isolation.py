@@ -316,3 +316,26 @@ def test_a_config_without_a_driver_for_tasks_has_no_session_to_be_isolated(spec:
         assert await users(spec) == []
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("when", ["at its begin", "at its end"])
+def test_an_isolation_that_is_cancelled_leaves_the_registry_as_it_was(spec: SQLSpec, when: str) -> None:
+    async def isolate() -> None:
+        task: Any = asyncio.current_task()
+        if when == "at its begin":
+            task.cancel()
+        async with aisolated(spec):
+            async with spec.get_async_session("primary") as session:
+                await session.execute(INSERT, ("Alice",))
+            task.cancel()
+
+    async def main() -> None:
+        assert await users(spec) == []
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.create_task(isolate())
+        assert spec.get_pool_stats("primary").checked_out == 0
+        async with spec.get_async_session("primary") as session:
+            await session.execute(INSERT, ("Bob",))
+        assert await users(spec) == ["Bob"]
+
+    asyncio.run(main())

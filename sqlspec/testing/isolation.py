@@ -90,15 +90,18 @@ def _isolated(source: EngineSource, name: str) -> Iterator[None]:
     try:
         borrow(proxy, driver, autocommit=False)
         shared = _SharedConnection(proxy.dbapi_connection, driver, engine.dialect)
-        shared.begin()
         try:
+            shared.begin()
             with contextlib.ExitStack() as stack:
                 _replace(stack, engine.pool, connect=shared.pool.connect)
                 _replace(stack, driver, **shared.only_on_it(driver, shared.methods_of_driver()))
                 _replace(stack, engine.dialect, **shared.only_on_it(engine.dialect, shared.methods_of_dialect()))
                 yield
         finally:
-            driver.end(proxy.dbapi_connection, "rollback")
+            if shared.is_unknown:
+                discard(proxy)
+            else:
+                driver.end(proxy.dbapi_connection, "rollback")
             if shared.end_for_all():
                 # a commit of theirs would be a real one, on a connection that is somebody else's by then
                 discard(proxy)
@@ -139,6 +142,8 @@ class _SharedConnection:
         # the savepoints of those who have it, the last one last, and whether they autocommit
         self._savepoints: dict[str, bool] = {}
         self._count = 0
+        # whether it was given up in the middle of a statement, such as by a task that is cancelled
+        self.is_unknown = False
 
     def begin(self) -> None:
         """Begin the transaction that will be rolled back."""
@@ -242,8 +247,12 @@ class _SharedConnection:
         self._run(f"ROLLBACK TO SAVEPOINT {self._last}")
 
     def _run(self, statement: str) -> None:
-        with contextlib.closing(self._connection.cursor()) as cursor:
-            cursor.execute(statement)
+        try:
+            with contextlib.closing(self._connection.cursor()) as cursor:
+                cursor.execute(statement)
+        except BaseException as error:
+            self.is_unknown |= not isinstance(error, Exception)
+            raise
 
 
 class _Undoing:
