@@ -22,7 +22,7 @@ class PostgreSQLPoolConfig(PoolConfig):
     Attributes:
         application_name: the name in ``pg_stat_activity``.
         client_encoding: the encoding of text on the wire.
-        prepare_threshold: psycopg prepares a statement after this many uses, ``None``: never (for
+        prepare_threshold: psycopg prepares a statement after this many uses; ``None``: never, nor does asyncpg (for
             transaction-pooling proxies). psycopg2 prepares nothing, and a warning says so.
         jit: ``False`` switches just-in-time compilation off; ``True``, given, on; left out, the server decides.
     """
