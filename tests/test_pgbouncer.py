@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,7 +12,8 @@ from sqlalchemy import exc
 from sqlspec import ConfigError, SQLSpec, check_health
 from sqlspec.adapters import PostgreSQLConfig
 from tests.conftest import PASSWORD
-from tests.faults import ask, assert_nothing_is_lost, tell
+from tests.faults import LONG, ask, assert_nothing_is_lost, running, tell
+from tests.servers import wait_until
 from tests.tasks import Loop, RegistryInTasks
 
 CLIENTS = ["psycopg2", "psycopg", "psycopg in tasks", "asyncpg in tasks"]
@@ -191,3 +193,20 @@ def test_a_proxy_that_is_restarted_costs_a_connect(client: Any, pgbouncer: Any) 
     pgbouncer.restart()
     assert ask(spec) == 1
     assert spec.get_pool_stats("primary").created == 2
+
+
+@pytest.mark.parametrize("client", ["psycopg in tasks", "asyncpg in tasks"], indirect=True)
+def test_a_statement_that_is_cancelled_ends_behind_the_proxy_as_well(client: Any, postgresql_server: Any) -> None:
+    spec = client("transaction", prepare_threshold=None)
+
+    async def give_up() -> None:
+        async with spec._registry.get_async_session("primary") as session:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.2):
+                    await session.execute(LONG["postgresql"])
+            await session.rollback()
+            assert await session.execute("SELECT 1").scalar() == 1
+
+    spec._loop.run(give_up())
+    wait_until(lambda: not running(postgresql_server))
+    assert spec.get_pool_stats("primary").created == 1
