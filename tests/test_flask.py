@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from flask import Flask, Response, abort, redirect, request, stream_with_context
+from flask import Flask, Response, abort, copy_current_request_context, redirect, request, stream_with_context
 from sqlalchemy import exc
 
 from sqlspec import ConfigError, PoolTimeout, SQLSpec, build_secure_url
@@ -360,6 +360,50 @@ def test_a_command_commits_unless_it_fails(app: Flask, db: FlaskSQLSpec, spec: S
     assert app.test_cli_runner().invoke(args=["works"]).exit_code == 0
     assert app.test_cli_runner().invoke(args=["fails"]).exit_code == 1
     assert names(spec) == ["Alice"]
+
+
+def test_a_copied_request_has_a_session_of_its_own_and_ends_no_other(
+    app: Flask, db: FlaskSQLSpec, spec: SQLSpec
+) -> None:
+    @app.post("/<end>")
+    def create(end: str) -> str:
+        db.session.execute("SELECT 1")
+        own = db.session
+
+        @copy_current_request_context
+        def aside() -> bool:
+            db.session.execute(INSERT, (f"aside, {end}",))
+            return db.session is own
+
+        with ThreadPoolExecutor(1) as threads:
+            assert threads.submit(aside).result() is False
+        assert db.session is own
+        own.execute(INSERT, (end,))
+        if end == "fails":
+            raise ZeroDivisionError
+        return ""
+
+    client = app.test_client()
+    assert [client.post(f"/{end}").status_code for end in ("works", "fails")] == [200, 500]
+    assert sorted(names(spec)) == ["aside, fails", "aside, works", "works"]
+
+
+def test_a_context_of_another_application_within_a_request_commits_at_its_end(
+    app: Flask, db: FlaskSQLSpec, spec: SQLSpec, database: Database, tmp_path: Path
+) -> None:
+    other = new_app(tmp_path)
+    FlaskSQLSpec(other, {"primary": database.config()})
+
+    @app.post("/")
+    def create() -> list[str]:
+        with other.app_context():
+            db.session.execute(INSERT, ("Alice",))
+        return names(spec)
+
+    assert app.test_client().post("/").json == ["Alice"]
+    registry: SQLSpec = other.extensions["sqlspec"]
+    assert (registry.get_pool_stats("primary").checked_out, registry.get_pool_stats("primary").dropped) == (0, 0)
+    registry.close()
 
 
 def test_a_request_within_a_context_has_a_session_of_its_own(app: Flask, db: FlaskSQLSpec, spec: SQLSpec) -> None:
@@ -732,6 +776,17 @@ def test_what_a_test_does_is_undone_with_the_commits_of_the_application(
     assert client.get("/").json == names(spec) == ["Zoe", "Zoe again"]
     client.post("/Carol")
     assert names(spec) == ["Zoe", "Zoe again", "Carol", "Carol again"]
+
+
+def test_isolation_within_a_request_undoes_what_its_session_does(app: Flask, db: FlaskSQLSpec, spec: SQLSpec) -> None:
+    with app.test_request_context():
+        db.session.execute(INSERT, ("before",))
+        with db.test_isolation():
+            db.session.execute(INSERT, ("within",))
+            db.session.commit()
+            db.session.execute(INSERT, ("within as well",))
+        db.session.execute(INSERT, ("after",))
+    assert names(spec) == ["before", "after"]
 
 
 # -- under gunicorn

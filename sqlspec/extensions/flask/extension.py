@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from flask import Blueprint, Flask, Response, g, has_request_context, request
+from flask import Blueprint, Flask, Request, Response, g, has_request_context, request
 from werkzeug.exceptions import HTTPException
 
 from sqlspec.config import NoPoolSyncConfig
@@ -25,8 +25,8 @@ from sqlspec.testing import isolated
 __all__ = ["FlaskSQLSpec"]
 
 _logger = logging.getLogger("sqlspec.flask")
-# Where sessions are: in the environ of their request, or in `flask.g`.
-_IN_ENVIRON, _IN_G = "sqlspec.sessions", "_sqlspec_sessions"
+# Where sessions are, in `flask.g`.
+_IN_G = "_sqlspec_sessions"
 _Sessions = dict[str, Session]
 
 
@@ -87,8 +87,8 @@ class FlaskSQLSpec:
             spec.register_config(config, name)
         app.extensions[KEY] = spec
         app.after_request(self._answer)
-        app.teardown_request(lambda error: _finish(self._of_request(), commit=error is None))
-        app.teardown_appcontext(lambda error: _finish(_of_context(), commit=error is None))
+        app.teardown_request(lambda error: _finish(_of_context().pop(_request(), {}), commit=error is None))
+        app.teardown_appcontext(lambda error: _finish(*_of_context().values(), commit=error is None))
         self._undo_what_fails(app)
         app.shell_context_processor(lambda: {"db": self})
         app.cli.add_command(commands())
@@ -113,14 +113,15 @@ class FlaskSQLSpec:
         exception that leaves the view rolls back at once, also where an error handler makes a good answer of it.
 
         What runs later, in a stream that has the context, has a new session, which ends with the stream. Outside
-        requests it ends with the application's context. Both commit unless there is an exception.
+        requests, in a context of its own within one, and in a copied request, it ends with that context. All of them
+        commit unless there is an exception.
 
         Raises:
             ConfigError: there is no such name.
             RuntimeError: there is no application's context.
         """
         spec = self.spec
-        sessions = self._of_request() if has_request_context() else _of_context()
+        sessions = _sessions()
         if name is None:
             names = spec.list_configs()
             name = names[0] if len(names) == 1 else "default"
@@ -140,12 +141,12 @@ class FlaskSQLSpec:
         For tests: see `sqlspec.testing.isolated`. The sessions that the context has before the block commit at its
         beginning, and those that it gets within are rolled back at its end.
         """
-        _finish(_of_context(), commit=True)
+        _finish(_sessions(), commit=True)
         with isolated(self.spec):
             try:
                 yield
             finally:
-                _finish(_of_context(), commit=False)
+                _finish(_sessions(), commit=False)
 
     # -- pages
 
@@ -169,13 +170,8 @@ class FlaskSQLSpec:
 
     # -- the sessions of requests
 
-    def _of_request(self) -> _Sessions:
-        # an application may call another one with the same environ
-        owned: dict[SQLSpec, _Sessions] = request.environ.setdefault(_IN_ENVIRON, {})
-        return owned.setdefault(self.spec, {})
-
     def _answer(self, response: Response) -> Response:
-        _finish(self._of_request(), commit=response.status_code < 400)
+        _finish(_sessions(), commit=response.status_code < 400)
         return response
 
     def _undo_what_fails(self, app: Flask) -> None:
@@ -185,30 +181,42 @@ class FlaskSQLSpec:
         def handle_user_exception(error: Exception) -> Any:
             # those are answers, whose status decides
             if not isinstance(error, HTTPException):
-                _finish(self._of_request(), commit=False)
+                _finish(_sessions(), commit=False)
             return handle(error)
 
         # mypy takes what is assigned for the method of the class
         setattr(app, handle.__name__, handle_user_exception)
 
 
-def _of_context() -> _Sessions:
-    sessions: _Sessions = g.setdefault(_IN_G, {})
+def _of_context() -> dict[Request | None, _Sessions]:
+    """Return the sessions of an application's context: its own, and those of requests that it serves as well."""
+    sessions: dict[Request | None, _Sessions] = g.setdefault(_IN_G, {})
     return sessions
 
 
-def _finish(sessions: _Sessions, *, commit: bool) -> None:
+def _request() -> Request | None:
+    # one that is copied into a thread, or in which another context is entered, is the same in either
+    return request._get_current_object() if has_request_context() else None  # type: ignore[attr-defined]  # of werkzeug's proxies
+
+
+def _sessions() -> _Sessions:
+    """Return the sessions of the request, or without one those of the context."""
+    return _of_context().setdefault(_request(), {})
+
+
+def _finish(*owned: _Sessions, commit: bool) -> None:
     """Commit or roll back, in the order of their making, and check all connections in.
 
     Where one cannot commit, those after it roll back.
     """
     with contextlib.ExitStack() as stack:
-        while sessions:
-            name, session = sessions.popitem()
-            if commit:
-                stack.push(session)
-            else:
-                stack.callback(_undo, name, session)
+        for sessions in owned:
+            while sessions:
+                name, session = sessions.popitem()
+                if commit:
+                    stack.push(session)
+                else:
+                    stack.callback(_undo, name, session)
 
 
 def _undo(name: str, session: Session) -> None:
