@@ -21,6 +21,7 @@ import pytest
 import sqlalchemy as sa
 from flask import Flask, Response, abort, copy_current_request_context, redirect, request, stream_with_context
 from sqlalchemy import exc
+from werkzeug.exceptions import HTTPException
 
 from sqlspec import ConfigError, PoolTimeout, SQLSpec, build_secure_url
 from sqlspec.adapters import MySQLConfig, PostgreSQLConfig, SQLiteConfig
@@ -118,6 +119,23 @@ def test_an_exception_rolls_back_and_so_does_one_that_an_error_handler_answers(
     assert app.test_client().post("/users/unhandled").status_code == 500
     assert names(spec) == []
     assert app.test_client().post("/users/handled").status_code == 200
+    assert names(spec) == ["a note"]
+
+
+def test_what_is_aborted_rolls_back_also_where_an_error_handler_makes_a_good_answer_of_it(
+    app: Flask, db: FlaskSQLSpec, spec: SQLSpec
+) -> None:
+    @app.post("/users")
+    def create() -> str:
+        db.session.execute(INSERT, ("Alice",))
+        abort(401)
+
+    @app.errorhandler(401)
+    def log_in(_: HTTPException) -> Any:
+        db.session.execute(INSERT, ("a note",))
+        return redirect("/login")
+
+    assert app.test_client().post("/users").status_code == 302
     assert names(spec) == ["a note"]
 
 

@@ -110,7 +110,8 @@ class FlaskSQLSpec:
 
         Its first statement checks a connection out. When the answer is known it ends, before anything is sent: it
         commits if the status is below 400, and rolls back otherwise; where the commit fails, the answer is a 500. An
-        exception that leaves the view rolls back at once, also where an error handler makes a good answer of it.
+        exception that leaves the view, as by ``abort(400)``, rolls back at once, also where an error handler makes a
+        good answer of it.
 
         What runs later, in a stream that has the context, has a new session, which ends with the stream. Outside
         requests, in a context of its own within one, and in a copied request, it ends with that context. All of them
@@ -179,8 +180,8 @@ class FlaskSQLSpec:
         handle = app.handle_user_exception
 
         def handle_user_exception(error: Exception) -> Any:
-            # those are answers, whose status decides
-            if not isinstance(error, HTTPException):
+            # without a code, or with one below 400, it is an answer, whose status decides
+            if not isinstance(error, HTTPException) or (error.code or 0) >= 400:
                 _finish(_sessions(), commit=False)
             return handle(error)
 
