@@ -541,7 +541,7 @@ def test_the_keys_of_flask_sqlalchemy_are_understood(tmp_path: Path) -> None:
     spec: SQLSpec = app.extensions["sqlspec"]
     assert {name: spec.get_pool_stats(name).size for name in spec.list_configs()} == {
         "default": 3,
-        "reports": 3,
+        "reports": SQLiteConfig(database=":memory:").pool_size,
         "big": 7,
     }
     engines = {"default": "sqlite:///app.db", "reports": {"url": "sqlite:////reports.db"}}

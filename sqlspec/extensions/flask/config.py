@@ -66,24 +66,25 @@ def _databases(app: Flask, *, only_own: bool) -> Iterator[tuple[str, str, Any]]:
     own = app.config.get(_OWN)
     if own is not None:
         whole = isinstance(own, (str, URL, NoPoolSyncConfig)) or (isinstance(own, Mapping) and "url" in own)
-        yield from _named(_OWN, {"default": own} if whole else own, {})
+        yield from _named(_OWN, {"default": own} if whole else own)
         return
     if only_own:
         return
-    options = app.config.get("SQLALCHEMY_ENGINE_OPTIONS") or {}
     uri = app.config.get("SQLALCHEMY_DATABASE_URI")
     if uri is not None:
+        # as in Flask-SQLAlchemy, where the binds have options of their own
+        options = app.config.get("SQLALCHEMY_ENGINE_OPTIONS") or {}
         yield "SQLALCHEMY_DATABASE_URI", "default", _with_options(uri, options)
-    yield from _named("SQLALCHEMY_BINDS", app.config.get("SQLALCHEMY_BINDS") or {}, options)
-    yield from _named("SQLALCHEMY_ENGINES", app.config.get("SQLALCHEMY_ENGINES") or {}, {})
+    yield from _named("SQLALCHEMY_BINDS", app.config.get("SQLALCHEMY_BINDS") or {})
+    yield from _named("SQLALCHEMY_ENGINES", app.config.get("SQLALCHEMY_ENGINES") or {})
 
 
-def _named(key: str, given: Any, options: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+def _named(key: str, given: Any) -> Iterator[tuple[str, str, Any]]:
     if not isinstance(given, Mapping):
         raise ConfigError(f"{key} must map names to databases: set {_EXAMPLE}")
     for name, database in given.items():
         # Flask-SQLAlchemy's name for that of SQLALCHEMY_DATABASE_URI
-        yield f"{key}[{name!r}]", "default" if name is None else name, _with_options(database, options)
+        yield f"{key}[{name!r}]", "default" if name is None else name, _with_options(database, {})
 
 
 def _with_options(database: Any, options: Mapping[str, Any]) -> Any:
