@@ -29,6 +29,7 @@ from sqlspec.adapters import MySQLConfig, PostgreSQLConfig, SQLiteConfig
 from sqlspec.extensions import fastapi as extension
 from sqlspec.extensions.fastapi import FastAPISQLSpec
 from sqlspec.extensions.starlette import database_lifespan
+from sqlspec.testing import isolated
 from tests.asgi import CancelOnDisconnect, Client, served
 from tests.conftest import Database
 from tests.servers import free_port, wait_until
@@ -494,6 +495,19 @@ def test_a_lifespan_opens_what_is_to_be_warm_and_closes_all_and_can_begin_again(
             assert spec.get_pool_stats("primary").checked_in == 2
             assert client.get("/").json() == 1
         assert spec.get_pool_stats("primary").total == 0
+
+
+def test_a_lifespan_that_ends_within_an_isolation_leaves_it_as_it_is(app: FastAPI, spec: SQLSpec) -> None:
+    with isolated(spec):
+        for _ in range(2):
+            with TestClient(app) as client:
+                client.post("/threads")
+                assert names(spec) == ["Alice"]
+                with spec.get_session("primary") as session:
+                    session.execute("DELETE FROM users")
+        with spec.get_session("primary") as session:
+            session.execute(INSERT, ("Bob",))
+    assert names(spec) == []
 
 
 def test_a_lifespan_is_part_of_the_applications_own(spec: SQLSpec) -> None:

@@ -15,6 +15,7 @@ from sqlspec.config import PoolConfig
 from sqlspec.exceptions import PoolClosed
 from sqlspec.operations import WarmUp, awarm_pool, warm_pool
 from sqlspec.registry import SQLSpec
+from sqlspec.testing.isolation import is_isolated
 
 __all__ = ["database_lifespan"]
 
@@ -92,6 +93,9 @@ async def _close(spec: SQLSpec, timeout: float) -> None:
     for name in reversed(spec.list_configs()):
         try:
             manager = spec._manager(name)
+            if is_isolated(manager):
+                # by a test that goes on, with the connection that it has for all
+                continue
             # whoever asks from now on is served by a pool of its own
             spec.register_config(manager.config, name, replace=True)
         except PoolClosed:

@@ -15,11 +15,13 @@ from sqlspec.adapters import Driver, driver_for
 from sqlspec.config import NoPoolSyncConfig
 from sqlspec.engine import borrow, discard
 from sqlspec.exceptions import ConfigError, SQLSpecWarning
-from sqlspec.manager import EngineSource
+from sqlspec.manager import EngineSource, PooledConnectionManager
 from sqlspec.registry import SQLSpec
 
-__all__ = ["aisolated", "isolated"]
+__all__ = ["aisolated", "is_isolated", "isolated"]
 
+# What the pool of an isolated engine has of its own.
+_IS_ISOLATED = "connect"
 _BEGIN = {"mysql": "START TRANSACTION", "sqlite": "BEGIN"}
 
 
@@ -81,10 +83,16 @@ def _serves_tasks(config: NoPoolSyncConfig) -> bool:
     return True
 
 
+def is_isolated(manager: PooledConnectionManager) -> bool:
+    """Tell whether a config is isolated at the moment."""
+    source = manager.known_source()
+    return source is not None and _IS_ISOLATED in vars(source.engine.pool)
+
+
 @contextlib.contextmanager
 def _isolated(source: EngineSource, name: str) -> Iterator[None]:
     engine, driver = source.engine, source.driver
-    if "connect" in vars(engine.pool):
+    if _IS_ISOLATED in vars(engine.pool):
         raise ConfigError(f"{name!r} is isolated already: leave that block first")
     proxy = source.check_out(None)
     try:
