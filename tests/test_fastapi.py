@@ -654,6 +654,15 @@ def test_an_auth_that_does_not_return_true_lets_nobody_in(spec: SQLSpec, answer:
             one.close()
 
 
+def test_who_asks_for_the_head_of_a_page_gets_its_status(spec: SQLSpec) -> None:
+    app = FastAPI()
+    app.include_router(FastAPISQLSpec(spec).router(auth=None))
+    app.include_router(FastAPISQLSpec(spec).router(auth=with_a_token), prefix="/internal")
+    with served(app) as port:
+        assert [httpx2.head(f"http://127.0.0.1:{port}{page}").status_code for page in PAGES] == [200] * 4
+        assert {httpx2.head(f"http://127.0.0.1:{port}/internal{page}").status_code for page in PAGES} == {401}
+
+
 def test_an_auth_that_is_no_dependency_is_refused(spec: SQLSpec) -> None:
     for wrong in (False, "", "admin"):
         with pytest.raises(ConfigError, match="auth must be a dependency that returns True"):

@@ -179,7 +179,8 @@ class FastAPISQLSpec:
         router = APIRouter(dependencies=[] if auth is None else [params.Depends(_guard(auth))], include_in_schema=False)
         for view in (health, ready, metrics, holders):
             if view.__name__ in wanted:
-                router.add_api_route(f"/{view.__name__}", view)
+                # balancers and monitors ask for the head alone
+                router.add_api_route(f"/{view.__name__}", view, methods=["GET", "HEAD"])
         return router
 
     def _pool_metrics(self) -> PrometheusMetrics:
