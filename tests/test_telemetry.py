@@ -414,3 +414,41 @@ def test_both_exporters_know_all_durations(spec: SQLSpec) -> None:
     for known in (reader, other):
         assert sum(point.count for point in points(collected(known)["db.client.connection.use_time"]).values()) == 3
     provider.shutdown()
+
+
+FORKED = """
+import os
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from sqlspec import SQLSpec
+from sqlspec.adapters import SQLiteConfig
+from sqlspec.telemetry import OpenTelemetryMetrics
+from tests.test_telemetry import collected, points
+
+def used():
+    return [point.count for point in points(collected(reader)["db.client.connection.use_time"]).values()]
+
+def use(times):
+    for _ in range(times):
+        spec.create_connection("primary").close()
+
+spec, reader = SQLSpec(), InMemoryMetricReader()
+spec.register_config(SQLiteConfig(database=":memory:"), name="primary")
+OpenTelemetryMetrics(spec, MeterProvider([reader]))
+use(3)
+assert used() == [3]
+if os.fork() == 0:
+    use(1)
+    # the SDK keeps what it was told before the fork
+    assert used() == [4], used()
+    use(1)
+    assert used() == [5], used()
+    os._exit(0)
+assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
+"""
+
+
+def test_a_child_tells_its_durations_from_the_first_look_on() -> None:
+    command = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", FORKED]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr

@@ -138,9 +138,6 @@ class Readings:
 
     def __iter__(self) -> Iterator[Figures]:
         """Give the figures of each pool name of which there are pools."""
-        if os.getpid() != self._process:
-            # the counts, and perhaps the lock, are the parent's
-            self._begin()
         for label, names in self._measured().items():
             pools = [pool for name in names for pool in self._pools(name)]
             parts = [pool.stats() for pool in pools]
@@ -159,6 +156,9 @@ class Readings:
 
     def _measured(self) -> dict[str, list[str]]:
         """Return the names of configs for each name of a pool: several may have the same."""
+        if os.getpid() != self._process:
+            # the counts, and perhaps the lock, are the parent's
+            self._begin()
         measured: dict[str, list[str]] = {}
         # not by get_config(), which refuses after close()
         for name, manager in list(self._spec._managers.items()):
