@@ -267,6 +267,31 @@ def test_a_page_waits_for_a_file_that_a_worker_has_just_created(tmp_path: Path) 
     assert done.returncode == 0, done.stderr
 
 
+def test_a_worker_that_could_not_write_its_figures_goes_on_to_try(tmp_path: Path) -> None:
+    code = """
+        import os, pathlib, sys
+        from prometheus_client import CollectorRegistry
+        from sqlspec import SQLSpec
+        from sqlspec.adapters import SQLiteConfig
+        from sqlspec.telemetry import PrometheusMetrics
+        from tests.servers import wait_until
+
+        folder, told = pathlib.Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]), pathlib.Path(sys.argv[1])
+        spec = SQLSpec()
+        spec.register_config(SQLiteConfig(database=":memory:"), name="primary")
+        metrics = PrometheusMetrics(spec, CollectorRegistry())
+        spec.create_connection("primary").close()
+        wait_until(lambda: "No such file or directory" in told.read_text())
+        folder.mkdir()
+        wait_until(lambda: list(folder.glob("gauge_livesum_*.db")))
+    """
+    told, environment = tmp_path / "told", {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "shared")}
+    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(code), str(told)]
+    with told.open("w") as log:
+        done = subprocess.run(command, env=environment, stderr=log, check=False, timeout=60)
+    assert done.returncode == 0, told.read_text()
+
+
 # -- what is slow
 
 # each takes a while, and has a value in its text

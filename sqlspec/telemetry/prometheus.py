@@ -176,6 +176,8 @@ class _Shared:
 
     def keep_house(self) -> float:
         """Write the figures of this moment; return the seconds to the next time."""
+        # before that: a disk that is full, or a folder that is not there yet, must not end it for good
+        look_after(self, _INTERVAL)
         with self._lock:
             self._write_locked()
         return _INTERVAL
