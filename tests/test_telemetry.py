@@ -299,7 +299,7 @@ SLOW = {
     "postgresql": "SELECT pg_sleep(0.05), 'hush' /* secret */",
     "mariadb": "SELECT SLEEP(0.05), 'hush' /* secret */",
     "sqlite": "WITH RECURSIVE n(i) AS (VALUES(1) UNION ALL SELECT i + 1 FROM n WHERE i < 300000) "
-    "SELECT max(i), 'hush' /* secret */ FROM n",
+    'SELECT max(i), "hush" /* secret */ FROM n',
 }
 WRONG = {
     "postgresql": "SELECT pg_sleep(0.05), 1 / (random() * 0)::int, 'hush'",

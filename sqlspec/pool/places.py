@@ -25,6 +25,7 @@ __all__ = [
     "held_here",
     "owner_of_task",
     "owner_of_thread",
+    "quote_of",
     "shape",
     "still_held",
 ]
@@ -206,8 +207,26 @@ def _kind(filename: str) -> int:
     return _APPLICATION
 
 
-_COMMENT = re.compile(r"/\*.*?(\*/|$)|(--|#).*?$", re.DOTALL | re.MULTILINE)
+# Read from left to right: names in quotes, comments, literals with all that is behind them. PostgreSQL has comments
+# within comments, of which an outer one is cut off as a literal is; and # is an operator there.
+_BLOCK = r"/\*(?:(?!/\*|\*/).)*(?:\*/|\Z)"
+_MARKS = {
+    quote: re.compile(rf"(?P<name>{name})|{_BLOCK}|{line}[^\n]*|(?P<literal>[{literals}]|\$\D|/\*).*", re.DOTALL)
+    for quote, name, line, literals in (
+        ('"', '"[^"]*"', "--", "'"),
+        ("`", "`[^`]*`", r"(?:--(?=\s|\Z)|\#)", "'\""),
+        ("", "(?!)", "--", "'\""),
+    )
+}
 _NUMBER = re.compile(r"(?<![\w$:])\d[\w.]*")
+
+
+def quote_of(dialect: Any) -> str:
+    """Return what a database puts around names, and around nothing else; "" where there is no such thing."""
+    # SQLite takes names in its quotes for literals where there is no such column
+    if getattr(dialect, "name", "") == "sqlite":
+        return ""
+    return getattr(getattr(dialect, "identifier_preparer", None), "initial_quote", '"')
 
 
 def shape(statement: str, quote: str = '"') -> str:
@@ -215,6 +234,8 @@ def shape(statement: str, quote: str = '"') -> str:
 
     ``quote`` is what the database puts around names, and around nothing else; other quotes are literals.
     """
-    text, *rest = re.split(r"'|\$\D" if quote == '"' else r"['\"]|\$\D", _COMMENT.sub(" ", statement), maxsplit=1)
+    marks = _MARKS.get(quote, _MARKS[""])
+    marked = marks.sub(lambda mark: mark["name"] or ("\0" if mark["literal"] else " "), statement)
+    text, is_cut, _ = marked.partition("\0")
     text = " ".join(_NUMBER.sub("?", text).split())
-    return f"{text[:119].rstrip()} …" if rest or len(text) > 120 else text
+    return f"{text[:119].rstrip()} …" if is_cut or len(text) > 120 else text

@@ -14,7 +14,7 @@ from sqlalchemy.pool.base import _ConnectionFairy
 from sqlspec.exceptions import PoolTimeout, SQLSpecError
 from sqlspec.pool.deadlines import checkout_deadline
 from sqlspec.pool.housekeeping import look_after
-from sqlspec.pool.places import Mark, Owner, Place, find_place, held_here, owner_of_thread, still_held
+from sqlspec.pool.places import Mark, Owner, Place, find_place, held_here, owner_of_thread, quote_of, still_held
 from sqlspec.pool.reports import explain_timeout, holders, place_of, report_drop, report_leaks, report_slow_checkout
 from sqlspec.pool.slot import Slot
 from sqlspec.pool.stats import Holder, PoolStats, Tally
@@ -94,10 +94,7 @@ class FairQueuePool(UpkeepPool):
 
     def get_holders(self) -> list[Holder]:
         """Return who has connections checked out, the longest first."""
-        # SQLite takes names in its quotes for literals where there is no such column
-        is_sqlite = getattr(self._dialect, "name", "") == "sqlite"
-        usual = getattr(getattr(self._dialect, "identifier_preparer", None), "initial_quote", '"')
-        return holders(self._pool, "" if is_sqlite else usual)
+        return holders(self._pool, quote_of(self._dialect))
 
     # -- checkout
 

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Engine, event
 from sqlalchemy.pool.base import _AdhocProxiedConnection
 
-from sqlspec.pool.places import Place, find_place, shape
+from sqlspec.pool.places import Place, find_place, quote_of, shape
 
 __all__ = ["count_error", "follow_statements", "report_slow_statements", "slot_of"]
 
@@ -84,7 +84,7 @@ def report_slow_statements(engine: Engine, limit: float) -> None:
 
     Fetching rows is not counted, unless the driver fetches them all with the statement.
     """
-    quote = '"' if engine.dialect.name != "mysql" else "`"
+    quote = quote_of(engine.dialect)
     further = getattr(engine.pool, "_further", None)
 
     def begin(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
