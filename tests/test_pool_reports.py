@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from sqlspec import Holder, PoolStats, PoolTimeout, SQLSpec, SQLSpecError
 from sqlspec.pool import FairQueuePool, Timing
-from sqlspec.pool.places import shape
+from sqlspec.pool.places import Owner, shape
 from sqlspec.testing import ScriptedDriver
 from tests.callers import Caller, line_up
 from tests.conftest import Database
@@ -210,6 +210,19 @@ def test_holders_are_listed_with_place_owner_age_and_statement(spec: SQLSpec) ->
     with spec.get_connection("primary") as connection:
         connection.cursor().execute("SELECT 1")
         assert spec.get_holders("primary")[0].statement == "SELECT ?"
+
+
+def test_a_thread_of_another_kind_is_named_as_well() -> None:
+    class Greenlet:
+        """What gevent gives for a thread, of which it is no subclass."""
+
+        name = "Dummy-1"
+
+        def is_alive(self) -> bool:
+            return True
+
+    thread: Any = Greenlet()
+    assert str(Owner(thread)) == "thread Dummy-1"
 
 
 def test_without_a_pool_there_are_no_holders(tmp_path: Any) -> None:

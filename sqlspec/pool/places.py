@@ -58,14 +58,15 @@ class Owner:
     def has_ended(self) -> bool:
         """Tell whether the thread or task is over."""
         who = self._thread_or_task
-        if isinstance(who, threading.Thread):
+        # not by the class of threads: those of gevent have another
+        if not isinstance(who, weakref.ref):
             return not who.is_alive()
         task = who()
         return task is None or task.done()
 
     def __str__(self) -> str:
         who = self._thread_or_task
-        if isinstance(who, threading.Thread):
+        if not isinstance(who, weakref.ref):
             name = f"thread {who.name}"
         else:
             task = who()
