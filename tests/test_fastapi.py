@@ -544,6 +544,15 @@ def test_a_dependency_of_an_unknown_name_is_told_when_the_application_starts(spe
         pytest.fail("it has started")
 
 
+def test_a_page_that_needs_an_unknown_name_is_told_when_the_application_starts(spec: SQLSpec) -> None:
+    db = FastAPISQLSpec(spec)
+    with pytest.raises(ConfigError, match="needed='primary': give a list of names"):
+        db.router("ready", auth=None, needed="primary")
+    db.router("ready", auth=None, needed=["primay"])
+    with pytest.raises(ConfigError, match="did you mean 'primary'"), TestClient(FastAPI(lifespan=db.lifespan)):
+        pytest.fail("it has started")
+
+
 def test_a_lifespan_waits_for_connections_in_use_as_long_as_it_may(
     spec: SQLSpec, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -16,6 +16,7 @@ from anyio import CancelScope, CapacityLimiter, move_on_after
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, HTTPException, Response, params
 
+from sqlspec.exceptions import ConfigError
 from sqlspec.extensions.pages import (
     NOT_KEPT,
     Page,
@@ -72,6 +73,7 @@ class FastAPISQLSpec:
         self._warm = warm
         self._close_timeout = close_timeout
         self._dependencies: dict[tuple[_Make, str, _Options], params.Depends] = {}
+        self._needed: set[str] = set()
         self._metrics: PrometheusMetrics | None = None
 
     def __repr__(self) -> str:
@@ -84,9 +86,9 @@ class FastAPISQLSpec:
         connections than there are threads where dependencies made by `session` use it.
 
         Raises:
-            ConfigError: a dependency was made for a name that is not registered.
+            ConfigError: a dependency was made for a name that is not registered, or a page needs such a name.
         """
-        for _, name, _ in self._dependencies:
+        for name in (*(name for _, name, _ in self._dependencies), *self._needed):
             self.spec.get_config(name)
         in_threads = {name for make, name, _ in self._dependencies if make is _in_threads}
         return database_lifespan(self.spec, warm=self._warm, in_threads=in_threads, close_timeout=self._close_timeout)
@@ -153,11 +155,14 @@ class FastAPISQLSpec:
             max_age: seconds for which readiness may be told again.
 
         Raises:
-            ConfigError: there is no such page, ``auth`` cannot be called, or prometheus_client is not installed, which
-                metrics need.
+            ConfigError: there is no such page, ``auth`` cannot be called, ``needed`` is no list, or prometheus_client
+                is not installed, which metrics need.
         """
         wanted = choose_pages(pages, auth, asked="a dependency", offer="choose from")
+        if isinstance(needed, str):
+            raise ConfigError(f"needed={needed!r}: give a list of names", "needed")
         needed = None if needed is None else list(needed)
+        self._needed.update(needed or ())
 
         async def health() -> Response:
             # asked a hundred times a second, a database is still asked once
