@@ -430,6 +430,23 @@ def test_opentelemetry_is_told_by_its_conventions(spec: SQLSpec) -> None:
     provider.shutdown()
 
 
+def test_several_registries_are_told_to_one_provider_and_each_of_them_once() -> None:
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader])
+    with SQLSpec() as one, SQLSpec() as two:
+        for spec in (one, two, two):
+            OpenTelemetryMetrics(spec, provider)
+        for spec, name in ((one, "one"), (two, "two")):
+            spec.register_config(SQLiteConfig(database=":memory:"), name=name)
+            spec.create_connection(name).close()
+        metrics = collected(reader)
+        names = {("db.client.connection.pool.name", name) for name in ("one", "two")}
+        used = points(metrics["db.client.connection.use_time"])
+        assert {pool: point.count for (pool,), point in used.items()} == dict.fromkeys(names, 1)
+        assert {pool for (pool,) in points(metrics["db.client.connection.max"])} == names
+    provider.shutdown()
+
+
 def test_both_exporters_know_all_durations(spec: SQLSpec) -> None:
     reader = InMemoryMetricReader()
     provider = MeterProvider([reader])

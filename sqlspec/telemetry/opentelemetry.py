@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from sqlspec.exceptions import ConfigError
 from sqlspec.pool import FairQueuePool
@@ -13,16 +15,21 @@ from sqlspec.registry import SQLSpec
 from sqlspec.telemetry.figures import COUNTS, GAUGES, POOL, TIMINGS, Figure, Readings
 
 if TYPE_CHECKING:
-    from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
+    from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation
 
 __all__ = ["OpenTelemetryMetrics"]
+
+# Provider to what is told it, the class standing for the global one: a provider that is asked for an instrument twice
+# gives the first one again, which knows nothing of what the second one would have told.
+_told: WeakKeyDictionary[Any, list[Readings]] = WeakKeyDictionary()
 
 
 class OpenTelemetryMetrics:
     """Tell OpenTelemetry the figures of a registry's pools, whenever it collects them.
 
-    Pools that come later are told as well. Nothing is measured on the way of a checkout. Spans of statements are made
-    by SQLAlchemy's own instrumentation, which takes the engines of `SQLSpec.get_engine`.
+    Pools that come later are told as well. Several registries may be told to one provider; let their pools have names
+    of their own. Nothing is measured on the way of a checkout. Spans of statements are made by SQLAlchemy's own
+    instrumentation, which takes the engines of `SQLSpec.get_engine`.
 
     Args:
         spec: the registry; configs whose ``instrumentation.metrics`` is off are left out.
@@ -37,8 +44,14 @@ class OpenTelemetryMetrics:
             from opentelemetry.metrics import get_meter
         except ModuleNotFoundError:
             raise ConfigError("OpenTelemetry is not installed: pip install 'sqlspec-pool[opentelemetry]'") from None
-        self._readings = Readings(spec)
-        meter = get_meter("sqlspec", version("sqlspec-pool"), meter_provider)
+        readings = Readings(spec)
+        self._readings = _told.setdefault(OpenTelemetryMetrics if meter_provider is None else meter_provider, [])
+        if all(known._spec is not spec for known in self._readings):
+            self._readings.append(readings)
+        if self._readings[0] is readings:
+            self._create_instruments(get_meter("sqlspec", version("sqlspec-pool"), meter_provider))
+
+    def _create_instruments(self, meter: Meter) -> None:
         self._histograms = {
             name: meter.create_histogram(told, "s", description, explicit_bucket_boundaries_advisory=list(BUCKETS[:-1]))
             for name, (told, description) in TIMINGS.items()
@@ -58,7 +71,7 @@ class OpenTelemetryMetrics:
             if figure is GAUGES[0]:
                 # no instrument is a histogram that is asked: they are told in time for the same collection
                 self._tell_durations()
-            for figures in self._readings:
+            for figures in itertools.chain(*self._readings):
                 for value, number in figure.read(figures).items():
                     label = {} if figure.label is None else {figure.label: str(value)}
                     yield Observation(number, {POOL: figures.pool, **label})
@@ -66,7 +79,7 @@ class OpenTelemetryMetrics:
         return observe
 
     def _tell_durations(self) -> None:
-        for pool, durations in self._readings.durations():
+        for pool, durations in itertools.chain(*(readings.durations() for readings in self._readings)):
             for name, seconds in durations.items():
                 for one in seconds:
                     self._histograms[name].record(one, {POOL: pool})
