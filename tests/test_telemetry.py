@@ -169,6 +169,7 @@ def use():
     return held
 
 # as a server does that loads the application before it forks
+begin = time.monotonic()
 parents = use()
 metrics.render()
 children, go = [], os.pipe()
@@ -176,6 +177,7 @@ for _ in range(3):
     child = os.fork()
     if child == 0:
         held = use()
+        time.sleep(0.3)
         metrics.render()
         os.write(go[1], b".")
         time.sleep(60)
@@ -183,6 +185,7 @@ for _ in range(3):
 for _ in children:
     os.read(go[0], 1)
 print(metrics.render()[0].decode())
+print("elapsed", time.monotonic() - begin)
 for child in children:
     os.kill(child, 9)
     os.waitpid(child, 0)
@@ -205,6 +208,8 @@ def test_figures_of_all_workers_add_up(tmp_path: Path) -> None:
     assert value(families, "db_client_connection_use_time_seconds_sum") >= 4 * 0.01
     assert value(families, "db_client_connection_count", db_client_connection_state="used") == 4
     assert value(families, "db_client_connection_idle_max") == 4 * 3
+    # the longest of them all, which is the parent's
+    assert 0.3 <= value(families, "sqlspec_pool_oldest_checkout_seconds") <= value(families, "elapsed")
 
 
 ASKED = """

@@ -145,7 +145,12 @@ class _Shared:
         self._written: Counts[tuple[str, ...]] = Counts()
         self._gauges = {
             figure: Gauge(
-                _name(figure), figure.description, _labels(figure), registry=registry, multiprocess_mode="livesum"
+                _name(figure),
+                figure.description,
+                _labels(figure),
+                registry=registry,
+                # of workers' numbers the sum, of their durations the longest
+                multiprocess_mode="livemax" if figure.unit == "s" else "livesum",
             )
             for figure in GAUGES
         }
