@@ -27,9 +27,10 @@ from starlette.applications import Starlette
 from sqlspec import AsyncSession, ConfigError, PoolStats, Session, SQLSpec
 from sqlspec.adapters import MySQLConfig, PostgreSQLConfig, SQLiteConfig
 from sqlspec.extensions import fastapi as extension
+from sqlspec.extensions import starlette as starlette_extension
 from sqlspec.extensions.fastapi import FastAPISQLSpec
 from sqlspec.extensions.starlette import database_lifespan
-from sqlspec.testing import isolated
+from sqlspec.testing import FaultProxy, isolated
 from tests.asgi import CancelOnDisconnect, Client, served
 from tests.conftest import Database
 from tests.servers import free_port, wait_until
@@ -573,6 +574,24 @@ def test_an_application_starts_while_its_database_is_away(caplog: pytest.LogCapt
         with TestClient(app) as client:
             assert client.get("/ready").status_code == 503
     assert "primary could not be warmed as asked" in caplog.text
+
+
+@pytest.mark.parametrize("uses_threads", [True, False])
+def test_databases_that_do_not_answer_keep_an_application_from_starting_for_a_while_only(
+    postgresql_server: Any, monkeypatch: pytest.MonkeyPatch, uses_threads: bool
+) -> None:
+    monkeypatch.setattr(starlette_extension, "_WARMING", 0.2)
+    with FaultProxy(postgresql_server.port) as proxy, SQLSpec() as spec:
+        proxy.swallow(later_ones=True)
+        for name in ("primary", "reports"):
+            config = PostgreSQLConfig(host="127.0.0.1", port=proxy.port, database="postgres", connect_timeout=60.0)
+            spec.register_config(config, name=name)
+        db = FastAPISQLSpec(spec, warm={"primary": 5, "reports": 5})
+        for name in spec.list_configs():
+            (db.session if uses_threads else db.async_session)(name)
+        begin = time.monotonic()
+        with TestClient(FastAPI(lifespan=db.lifespan)):
+            assert time.monotonic() - begin < 30
 
 
 @pytest.mark.parametrize(

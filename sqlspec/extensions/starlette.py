@@ -21,6 +21,11 @@ __all__ = ["database_lifespan"]
 
 _logger = logging.getLogger("sqlspec")
 
+# Seconds that databases which do not answer may keep an application from starting, all together.
+_WARMING = 10.0
+# Of these, what each has at least.
+_LEAST = 0.1
+
 
 @asynccontextmanager
 async def database_lifespan(
@@ -32,9 +37,10 @@ async def database_lifespan(
 ) -> AsyncIterator[None]:
     """Be the lifespan of an application, or a part of it: warm pools at the beginning, close all at the end.
 
-    Databases that cannot be reached do not keep an application from starting: the log tells of them, and so does its
-    readiness. At the end idle connections close at once, and those in use as they come back. The registry keeps its
-    configs, so that the same application can be started again, as tests do.
+    Databases that cannot be reached do not keep an application from starting, nor do those that do not answer for more
+    than ten seconds, all together: the log tells of them, and so does its readiness. At the end idle connections close
+    at once, and those in use as they come back. The registry keeps its configs, so that the same application can be
+    started again, as tests do.
 
     Args:
         spec: the registry.
@@ -50,8 +56,10 @@ async def database_lifespan(
     for name in in_threads:
         _compare_with_threads(spec, name)
     try:
+        deadline = time.monotonic() + _WARMING
         for name, connections in (warm or {}).items():
-            await _warm(spec, name, connections, is_async=name not in in_threads)
+            left = max(_LEAST, deadline - time.monotonic())
+            await _warm(spec, name, connections, left, is_async=name not in in_threads)
         yield
     finally:
         # a server that is in a hurry cancels this; the deadline is what ends it
@@ -75,11 +83,11 @@ def _compare_with_threads(spec: SQLSpec, name: str) -> None:
         )
 
 
-async def _warm(spec: SQLSpec, name: str, connections: int, *, is_async: bool) -> None:
+async def _warm(spec: SQLSpec, name: str, connections: int, timeout: float, *, is_async: bool) -> None:
     if is_async:
-        done: WarmUp = await awarm_pool(spec, name, connections)
+        done: WarmUp = await awarm_pool(spec, name, connections, timeout=timeout)
     else:
-        done = await run_sync(warm_pool, spec, name, connections)
+        done = await run_sync(partial(warm_pool, spec, name, connections, timeout=timeout))
     if done.failed or done.beyond_capacity:
         _logger.warning("%s could not be warmed as asked: %r", name, done)
 
