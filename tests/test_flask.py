@@ -567,6 +567,12 @@ def test_configs_are_registered_in_code_and_by_key_together(tmp_path: Path) -> N
     assert app.extensions["sqlspec"].list_configs() == ["primary", "reports"]
 
 
+@pytest.mark.parametrize("given", ["sqlite://", {"default": "sqlite://"}, SQLiteConfig])
+def test_what_is_no_config_in_code_is_refused(given: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"takes a config such as PostgreSQLConfig\(…\), not (str|the class)"):
+        FlaskSQLSpec(new_app(tmp_path), given)
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [

@@ -46,7 +46,8 @@ class FlaskSQLSpec:
         self, app: Flask | None = None, configs: Mapping[str, NoPoolSyncConfig] | NoPoolSyncConfig | None = None
     ) -> None:
         self._configs: dict[str, NoPoolSyncConfig] = {}
-        named = {"default": configs} if isinstance(configs, NoPoolSyncConfig) else configs or {}
+        # what is neither, such as a URL, is told so by the registry
+        named = configs if isinstance(configs, Mapping) else {} if configs is None else {"default": configs}
         for name, config in named.items():
             self.register_config(config, name)
         if app is not None:
