@@ -212,6 +212,33 @@ def test_figures_of_all_workers_add_up(tmp_path: Path) -> None:
     assert 0.3 <= value(families, "sqlspec_pool_oldest_checkout_seconds") <= value(families, "elapsed")
 
 
+ENDED = """
+import os, sys
+from prometheus_client import CollectorRegistry
+from sqlspec import SQLSpec
+from sqlspec.adapters import SQLiteConfig
+from sqlspec.telemetry import PrometheusMetrics
+
+spec = SQLSpec()
+spec.register_config(SQLiteConfig(database=":memory:"), name="primary")
+metrics = PrometheusMetrics(spec, CollectorRegistry())
+for _ in range(3):
+    if os.fork() == 0:
+        spec.create_connection("primary").close()
+        sys.exit(0)
+    assert os.wait()[1] == 0
+print(metrics.render()[0].decode())
+"""
+
+
+def test_the_figures_of_workers_that_have_ended_before_a_second_was_over_are_counted(tmp_path: Path) -> None:
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    command = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", ENDED]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert value(read(done.stdout.encode()), "db_client_connection_use_time_seconds_count") == 3
+
+
 ASKED = """
 import sys, threading
 from prometheus_client import CollectorRegistry

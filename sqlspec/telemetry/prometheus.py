@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import os
 import struct
 import threading
+import weakref
 from collections import Counter as Counts
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -35,7 +37,8 @@ class PrometheusMetrics:
     """Tell Prometheus the figures of a registry's pools.
 
     They come with all that is in the registry of prometheus_client, or by `render`. Where
-    ``PROMETHEUS_MULTIPROC_DIR`` is set, each worker writes its figures there every second, and they add up.
+    ``PROMETHEUS_MULTIPROC_DIR`` is set, each worker writes its figures there every second and at its end, and they add
+    up.
     Pools that come later are told as well. Nothing is measured on the way of a checkout.
 
     Args:
@@ -96,6 +99,12 @@ def _labels(figure: Figure) -> list[str]:
 def _values(figure: Figure, figures: Figures) -> Iterator[tuple[list[str], float]]:
     for value, number in figure.read(figures).items():
         yield [figures.pool, *([] if figure.label is None else [str(value)])], number
+
+
+def _write_last(shared: weakref.ref[_Shared]) -> None:
+    known = shared()
+    if known is not None:
+        known.write()
 
 
 class _Collector:
@@ -170,6 +179,8 @@ class _Shared:
         FairQueuePool.keep_durations()
         self.start_over()
         tell_of_forks(self)
+        # a worker that ends has not told its last second, or anything, where it was short
+        atexit.register(_write_last, weakref.ref(self))
 
     def start_over(self) -> None:
         """Begin to write, in this process; what a parent has written is its own."""
@@ -183,9 +194,13 @@ class _Shared:
         """Write the figures of this moment; return the seconds to the next time."""
         # before that: a disk that is full, or a folder that is not there yet, must not end it for good
         look_after(self, _INTERVAL)
+        self.write()
+        return _INTERVAL
+
+    def write(self) -> None:
+        """Write the figures of this moment."""
         with self._lock:
             self._write_locked()
-        return _INTERVAL
 
     def _write_locked(self) -> None:
         for figures in self._readings:
