@@ -375,8 +375,15 @@ def test_a_command_commits_unless_it_fails(app: Flask, db: FlaskSQLSpec, spec: S
         db.session.execute(INSERT, ("Bob",))
         raise ZeroDivisionError
 
+    @app.cli.command()
+    def leaves() -> None:
+        # as a handler of signals does in the middle of something
+        db.session.execute(INSERT, ("Carol",))
+        sys.exit()
+
     assert app.test_cli_runner().invoke(args=["works"]).exit_code == 0
     assert app.test_cli_runner().invoke(args=["fails"]).exit_code == 1
+    assert app.test_cli_runner().invoke(args=["leaves"]).exit_code == 0
     assert names(spec) == ["Alice"]
 
 
