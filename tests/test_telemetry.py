@@ -212,6 +212,38 @@ def test_figures_of_all_workers_add_up(tmp_path: Path) -> None:
     assert 0.3 <= value(families, "sqlspec_pool_oldest_checkout_seconds") <= value(families, "elapsed")
 
 
+GONE = """
+import asyncio, sys
+from prometheus_client import CollectorRegistry
+from sqlspec import SQLSpec
+from sqlspec.adapters import SQLiteConfig
+from sqlspec.telemetry import PrometheusMetrics
+
+spec = SQLSpec()
+spec.register_config(SQLiteConfig(database=sys.argv[1]), name="primary")
+metrics = PrometheusMetrics(spec, CollectorRegistry())
+
+async def main():
+    async with spec.get_async_connection("primary"):
+        metrics.render()
+
+asyncio.run(main())
+print(metrics.render()[0].decode())
+"""
+
+
+def test_of_a_pool_that_has_ended_a_worker_shows_no_connections(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "shared")}
+    command = [sys.executable, "-W", "error", "-c", GONE, str(tmp_path / "app.db")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    families = read(done.stdout.encode())
+    assert value(families, "db_client_connection_count", db_client_connection_state="used") == 0
+    assert value(families, "sqlspec_pool_oldest_checkout_seconds") == 0
+    assert value(families, "db_client_connection_create_time_seconds_count") == 1
+
+
 ENDED = """
 import os, sys
 from prometheus_client import CollectorRegistry

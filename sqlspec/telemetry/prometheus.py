@@ -152,6 +152,8 @@ class _Shared:
 
         self._readings = readings
         self._written: Counts[tuple[str, ...]] = Counts()
+        # the gauges and their labels, with what they were set to
+        self._shown: dict[tuple[Any, ...], float] = {}
         self._gauges = {
             figure: Gauge(
                 _name(figure),
@@ -184,10 +186,11 @@ class _Shared:
 
     def start_over(self) -> None:
         """Begin to write, in this process; what a parent has written is its own."""
-        # Guards _written, so that nothing is counted twice by the housekeeping thread and who asks for a page. Figures
-        # are read under it, for which pools take their own locks, and mapped memory is written.
+        # Guards _written and _shown, so that nothing is counted twice by the housekeeping thread and who asks for a
+        # page. Figures are read under it, for which pools take their own locks, and mapped memory is written.
         self._lock = threading.Lock()
         self._written.clear()
+        self._shown.clear()
         look_after(self, _INTERVAL)
 
     def keep_house(self) -> float:
@@ -203,15 +206,18 @@ class _Shared:
             self._write_locked()
 
     def _write_locked(self) -> None:
+        # of a pool that has ended, nothing is told any more: what its gauges showed would stay
+        self._shown = dict.fromkeys(self._shown, 0)
         for figures in self._readings:
             for figure, gauge in self._gauges.items():
-                for labels, number in _values(figure, figures):
-                    gauge.labels(*labels).set(number)
+                self._shown |= {(gauge, *labels): number for labels, number in _values(figure, figures)}
             for figure, counter in self._counters.items():
                 for labels, number in _values(figure, figures):
                     key = (figure.name, *labels)
                     counter.labels(*labels).inc(max(0, number - self._written[key]))
                     self._written[key] = int(number)
+        for (gauge, *labels), number in self._shown.items():
+            gauge.labels(*labels).set(number)
         for pool, durations in self._readings.durations():
             for timing, seconds in durations.items():
                 for one in seconds:
