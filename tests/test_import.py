@@ -55,3 +55,36 @@ def test_the_command_line_without_its_extra_names_the_command_that_installs_it()
         "import sys; sys.modules['typer'] = None\ntry:\n    import sqlspec.cli\nexcept SystemExit as e:\n    print(e)"
     )
     assert "pip install 'sqlspec-pool[cli]'" in run(code)
+
+
+WITHOUT_GREENLET = """
+import asyncio, sys
+sys.modules["greenlet"] = None
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from sqlspec import ConfigError, SQLSpec
+from sqlspec.adapters import SQLiteConfig
+from sqlspec.extensions.fastapi import FastAPISQLSpec
+spec = SQLSpec()
+spec.register_config(SQLiteConfig(database=":memory:", pool_size=40), name="primary")
+db, app = FastAPISQLSpec(spec), FastAPI()
+app.include_router(db.router("ready", auth=None))
+with TestClient(app) as client:
+    print(client.get("/ready").text)
+spec.register_config(SQLiteConfig(database="app.db"), name="file")
+
+async def main():
+    try:
+        spec.get_async_session("file")
+    except ConfigError as error:
+        print(error)
+
+asyncio.run(main())
+"""
+
+
+def test_without_greenlet_an_application_of_threads_is_ready_and_one_of_tasks_is_told() -> None:
+    assert run(WITHOUT_GREENLET).splitlines() == [
+        '{"ready": true}',
+        "greenlet is not installed, which tasks need: pip install 'sqlspec-pool[aiosqlite]' 'sqlalchemy[asyncio]'",
+    ]

@@ -57,6 +57,8 @@ def build_engine(config: NoPoolSyncConfig, name: str = "default", *, is_async: b
         engine = (_create_async_engine if is_async else sqlalchemy.create_engine)(driver.url(), **options)
     except ModuleNotFoundError as error:
         extra = f"pip install 'sqlspec-pool[{driver.extra}]'" if driver.extra else "install it"
+        if error.name == "greenlet":
+            raise ConfigError(f"greenlet is not installed, which tasks need: {extra} 'sqlalchemy[asyncio]'") from None
         raise ConfigError(f"the driver {error.name} is not installed: {extra}") from None
     connect_through(engine, config, driver)
     transact_through(engine, driver)
@@ -70,6 +72,8 @@ def build_engine(config: NoPoolSyncConfig, name: str = "default", *, is_async: b
 
 
 def _create_async_engine(url: sqlalchemy.URL, **options: Any) -> Engine:
+    # SQLAlchemy misses it here or later, and says so in another way in each release
+    import greenlet  # noqa: F401
     from sqlalchemy.ext.asyncio import create_async_engine
 
     return create_async_engine(url, **options).sync_engine
