@@ -57,6 +57,13 @@ def test_the_command_line_without_its_extra_names_the_command_that_installs_it()
     assert "pip install 'sqlspec-pool[cli]'" in run(code)
 
 
+@pytest.mark.parametrize(("extension", "missing"), [("flask", "flask"), ("fastapi", "fastapi"), ("fastapi", "anyio")])
+def test_an_extension_without_its_framework_names_the_command_that_installs_it(extension: str, missing: str) -> None:
+    code = f"import sys; sys.modules[{missing!r}] = None\ntry:\n    import sqlspec.extensions.{extension}\n"
+    told = run(f"{code}except ModuleNotFoundError as error:\n    print(error)")
+    assert told.strip() == f"{extension} is not installed: pip install 'sqlspec-pool[{extension}]'"
+
+
 WITHOUT_GREENLET = """
 import asyncio, sys
 sys.modules["greenlet"] = None

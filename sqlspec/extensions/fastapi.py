@@ -12,9 +12,14 @@ from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
-from anyio import CancelScope, CapacityLimiter, move_on_after
-from anyio.to_thread import run_sync
-from fastapi import APIRouter, HTTPException, Response, params
+try:
+    from anyio import CancelScope, CapacityLimiter, move_on_after
+    from anyio.to_thread import run_sync
+    from fastapi import APIRouter, HTTPException, Response, params
+except ModuleNotFoundError as error:
+    if error.name not in {"anyio", "fastapi"}:
+        raise
+    raise ModuleNotFoundError("fastapi is not installed: pip install 'sqlspec-pool[fastapi]'", name="fastapi") from None
 
 from sqlspec.exceptions import ConfigError
 from sqlspec.extensions.pages import (
