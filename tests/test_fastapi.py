@@ -267,8 +267,10 @@ LONG = {
 
 @pytest.mark.parametrize("how", ["anyio", "asyncio"])
 def test_requests_that_are_cancelled_since_their_clients_went_away_leave_no_connection_behind(
-    small: SQLSpec, database: Database, how: Literal["anyio", "asyncio"]
+    small: SQLSpec, database: Database, how: Literal["anyio", "asyncio"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # on a machine that has much to do, threads wait for a connection longer than the usual time
+    monkeypatch.setattr(extension, "_GRACE", 60.0)
     db = FastAPISQLSpec(small)
     app = FastAPI(lifespan=db.lifespan)
     begun: list[str] = []
@@ -294,7 +296,7 @@ def test_requests_that_are_cancelled_since_their_clients_went_away_leave_no_conn
                 wait_until(lambda: len(begun) > 0)
             time.sleep(number % 7 * 0.01)
             client.close()
-        wait_until(lambda: small.get_pool_stats("primary").checked_out == 0, seconds=30)
+        wait_until(lambda: small.get_pool_stats("primary").checked_out == 0, seconds=60)
         assert [Client(port, kind).answer() for kind in ("/tasks", "/threads")] == [(200, "done")] * 2
         stats = small.get_pool_stats("primary")
         assert (stats.checked_out, stats.dropped, stats.closed.get("lost", 0)) == (0, 0, 0)
