@@ -506,6 +506,8 @@ def test_databases_are_urls_or_options_or_configs(tmp_path: Path) -> None:
     instance = f"sqlite:///{tmp_path}/instance"
     assert places(tmp_path, SQLSPEC_DATABASES="sqlite:///app.db") == {"default": f"{instance}/app.db"}
     assert places(tmp_path, SQLSPEC_DATABASES={"url": "sqlite:///app.db", "pool_size": 3}).keys() == {"default"}
+    parts = {"scheme": "sqlite", "database": "app.db"}
+    assert places(tmp_path, SQLSPEC_DATABASES=parts) == {"default": f"{instance}/app.db"}
     databases = {
         "options": {"scheme": "sqlite", "database": "two.db", "pool_size": 3},
         "object": sa.make_url("postgresql://u:secret@localhost/d"),

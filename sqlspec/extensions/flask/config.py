@@ -65,7 +65,8 @@ def _databases(app: Flask, *, only_own: bool) -> Iterator[tuple[str, str, Any]]:
     """Return of each database where it stands, its name, and what is said of it."""
     own = app.config.get(_OWN)
     if own is not None:
-        whole = isinstance(own, (str, URL, NoPoolSyncConfig)) or (isinstance(own, Mapping) and "url" in own)
+        is_table = isinstance(own, Mapping) and not own.keys().isdisjoint({"url", "scheme"})
+        whole = is_table or isinstance(own, (str, URL, NoPoolSyncConfig))
         yield from _named(_OWN, {"default": own} if whole else own)
         return
     if only_own:
