@@ -244,6 +244,45 @@ def test_of_a_pool_that_has_ended_a_worker_shows_no_connections(tmp_path: Path) 
     assert value(families, "db_client_connection_create_time_seconds_count") == 1
 
 
+WRITING = """
+import os, signal, sys, threading
+from prometheus_client import CollectorRegistry
+from sqlspec import SQLSpec
+from sqlspec.adapters import SQLiteConfig
+from sqlspec.telemetry import PrometheusMetrics
+
+sys.setswitchinterval(1e-6)
+spec = SQLSpec()
+spec.register_config(SQLiteConfig(database=":memory:"), name="primary")
+metrics = PrometheusMetrics(spec, CollectorRegistry())
+spec.create_connection("primary").close()
+done = threading.Event()
+
+def tell():
+    while not done.is_set():
+        metrics._shared.write()
+
+threading.Thread(target=tell).start()
+hung = 0
+for _ in range(30):
+    if (child := os.fork()) == 0:
+        signal.alarm(10)
+        spec.create_connection("primary").close()
+        metrics._shared.write()
+        os._exit(0)
+    hung += os.waitpid(child, 0)[1] != 0
+done.set()
+print(hung)
+"""
+
+
+def test_a_child_that_is_forked_while_figures_are_written_can_write_its_own(tmp_path: Path) -> None:
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    command = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", WRITING]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=400)
+    assert (done.returncode, done.stdout.strip()) == (0, "0"), done.stderr
+
+
 ENDED = """
 import os, sys
 from prometheus_client import CollectorRegistry

@@ -7,6 +7,7 @@ import itertools
 import os
 import struct
 import threading
+import time
 import weakref
 from collections import Counter as Counts
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from sqlspec.exceptions import ConfigError
-from sqlspec.pool import FairQueuePool, look_after, tell_of_forks
+from sqlspec.pool import FairQueuePool, apart_from_forks, look_after, tell_of_forks
 from sqlspec.pool.stats import BUCKETS
 from sqlspec.registry import SQLSpec
 from sqlspec.telemetry.figures import COUNTS, GAUGES, POOL, TIMINGS, Figure, Figures, Readings
@@ -202,6 +203,10 @@ class _Shared:
 
     def write(self) -> None:
         """Write the figures of this moment."""
+        # prometheus_client has locks that are the process's, and a child forked meanwhile could never take them
+        apart_from_forks(time.sleep, self._write)
+
+    def _write(self) -> None:
         with self._lock:
             self._write_locked()
 
