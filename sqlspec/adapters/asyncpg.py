@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from typing import Any, Literal, cast
 
 from sqlalchemy import URL
+from sqlalchemy.util import await_only, greenlet_spawn
 
 from sqlspec.adapters.driver import TransactionOptions
 from sqlspec.adapters.loading import Target
@@ -107,11 +109,11 @@ class Asyncpg(PostgreSQLDriver):
         # Asyncpg has asked the server to cancel, and waits for the answer before anything else. Without a transaction
         # it was BEGIN or COMMIT that was cancelled, or, under autocommit, one may have been begun in a string.
         # (SQLAlchemy 2.0 knows by _started, 2.1 by _transaction)
+        undo = connection.rollback
         if not getattr(connection, "_started", connection._transaction is not None):
             connection._transaction = None
-        connection.run_async(_roll_back)
-        # the adapter's own idea of it
-        connection.rollback()
+            undo = partial(connection.run_async, _roll_back_any)
+        await_only(_insist(connection.driver_connection, greenlet_spawn(undo)))
         return True
 
     def follow_schema(self, cursor: Any, dialect: Any) -> None:
@@ -169,21 +171,25 @@ def _run(connection: Any, work: Callable[[Any], Awaitable[object]]) -> None:
         connection._handle_exception(error)
 
 
-async def _roll_back(connection: Any) -> None:
-    """Roll back whatever is open, once the cancelled statement has ended; ask the server again to end it."""
-    # asyncpg takes a transaction for begun whose BEGIN was cancelled
-    connection._top_xact = None
-    rolling_back = asyncio.ensure_future(connection.execute("ROLLBACK"))
+async def _insist(connection: Any, work: Awaitable[object]) -> None:
+    """Do what waits until the cancelled statement has ended, and ask the server again to end it."""
+    working = asyncio.ensure_future(work)
     try:
         for pause in PAUSES:
-            done, _ = await asyncio.wait({rolling_back}, timeout=pause)
+            done, _ = await asyncio.wait({working}, timeout=pause)
             if done:
                 break
             # awaited: one that is late would end what comes next on this connection
             await connection._cancel(asyncio.get_running_loop().create_future())
-        await rolling_back
+        await working
     finally:
-        rolling_back.cancel()
+        working.cancel()
+
+
+async def _roll_back_any(connection: Any) -> None:
+    # asyncpg takes a transaction for begun whose BEGIN was cancelled
+    connection._top_xact = None
+    await connection.execute("ROLLBACK")
 
 
 async def _discard_all(connection: Any) -> None:
