@@ -19,7 +19,7 @@ from sqlalchemy import exc
 
 from sqlspec import ConfigError, ConnectionTimeout, PoolClosed, SQLSpec, SQLSpecWarning
 from sqlspec.adapters import PostgreSQLConfig, SQLiteConfig
-from sqlspec.testing import assert_no_leaks
+from sqlspec.testing import FaultProxy, assert_no_leaks
 from tests.conftest import Database
 from tests.servers import wait_until
 from tests.test_cancellation import SLOW, server_side
@@ -364,6 +364,30 @@ def test_a_statement_that_is_cancelled_before_the_server_begins_with_it_is_ended
 
     asyncio.run(main())
     assert not database.server.connections()
+
+
+@pytest.mark.parametrize("database", ["postgresql", "psycopg"], indirect=True)
+def test_a_cancelled_task_ends_though_nothing_comes_to_the_server_any_more(
+    registry: SQLSpec, database: Database
+) -> None:
+    async def ask() -> None:
+        async with registry.get_async_session("far") as session:
+            await session.execute("SELECT pg_sleep(20)")
+
+    async def main(network: FaultProxy) -> None:
+        async with registry:
+            asking = asyncio.create_task(ask())
+            await asyncio.to_thread(wait_until, lambda: "pg_sleep" in str(database.server.activity()))
+            network.swallow(later_ones=True)
+            asking.cancel()
+            await asyncio.wait({asking}, timeout=30)
+            assert asking.cancelled()
+
+    with FaultProxy(database.server.port) as network:
+        registry.register_config(database.config(port=network.port), "far")
+        asyncio.run(main(network))
+    # the server knows of nothing, and goes on
+    database.server.end_connections()
 
 
 @pytest.mark.fault(69)

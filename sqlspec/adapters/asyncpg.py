@@ -174,15 +174,19 @@ def _run(connection: Any, work: Callable[[Any], Awaitable[object]]) -> None:
 async def _insist(connection: Any, work: Awaitable[object]) -> None:
     """Do what waits until the cancelled statement has ended, and ask the server again to end it."""
     working = asyncio.ensure_future(work)
+    asking: asyncio.Future[object] = working
     try:
         for pause in PAUSES:
             done, _ = await asyncio.wait({working}, timeout=pause)
             if done:
                 break
-            # awaited: one that is late would end what comes next on this connection
-            await connection._cancel(asyncio.get_running_loop().create_future())
+            # waited for: one that is late would end what comes next on this connection. And in a task, since asyncpg
+            # does not let through that it is cancelled.
+            asking = asyncio.ensure_future(connection._cancel(asyncio.get_running_loop().create_future()))
+            await asyncio.wait({asking})
         await working
     finally:
+        asking.cancel()
         working.cancel()
 
 
