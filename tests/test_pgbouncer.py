@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from sqlalchemy import exc
 
 from sqlspec import ConfigError, SQLSpec, check_health
 from sqlspec.adapters import PostgreSQLConfig
-from tests.conftest import PASSWORD
+from tests.conftest import PASSWORD, Database
 from tests.faults import LONG, ask, assert_nothing_is_lost, running, tell
 from tests.servers import wait_until
 from tests.tasks import Loop, RegistryInTasks
@@ -107,6 +108,17 @@ def test_a_config_whose_options_a_proxy_drops_does_not_serve(client: Any, what: 
             ask(spec)
     stats = spec.get_pool_stats("primary")
     assert (stats.checked_out, stats.checked_in) == (0, 0)
+
+
+@pytest.mark.fault(67)
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("value", ["east--rack=5", r"east\ --rack=5", r"east\ -crack=5"])
+def test_what_looks_like_an_option_within_a_value_is_not_missed(database: Database, value: str) -> None:
+    with SQLSpec() as spec:
+        options = quote(f"-c app.place={value} --statement-timeout=7s")
+        spec.register_config(database.config(url=f"postgresql://?options={options}"), "primary")
+        assert ask(spec, "SHOW app.place") == value.replace("\\", "")
+        assert ask(spec, "SHOW statement_timeout") == "7s"
 
 
 @pytest.mark.fault(67)

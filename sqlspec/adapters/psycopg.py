@@ -40,8 +40,9 @@ ALL_BUT_STATEMENTS = (
 # those of a borrower, who wrote PREPARE
 PREPARED_BY_HAND = "SELECT name FROM pg_catalog.pg_prepared_statements WHERE from_sql"
 
-# the settings that are named at the start of a connection
-_SETTING = re.compile(r"(?:-c\s*|--)([\w.-]+)=")
+# The settings that are named at the start of a connection; what stands within a value, where a space has a backslash,
+# names none.
+_SETTING = re.compile(r"(?<!\S)(?<!\\\s)(?:-c\s*|--)([\w.-]+)=")
 # Those that do not come from there, nor from whom it is said for this role or database. What the catalogue does not
 # list, such as custom ones, is not there at all.
 _DROPPED = """
