@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
+import anyio
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import exc, orm
@@ -337,5 +338,22 @@ def test_an_isolation_that_is_cancelled_leaves_the_registry_as_it_was(spec: SQLS
         async with spec.get_async_session("primary") as session:
             await session.execute(INSERT, ("Bob",))
         assert await users(spec) == ["Bob"]
+
+    asyncio.run(main())
+
+
+def test_an_isolation_that_anyio_cancels_keeps_its_connection(spec: SQLSpec) -> None:
+    async def main() -> None:
+        assert await users(spec) == []
+        created = spec.get_pool_stats("primary").created
+        with anyio.CancelScope() as scope:
+            async with aisolated(spec):
+                async with spec.get_async_session("primary") as session:
+                    await session.execute(INSERT, ("Alice",))
+                    await session.commit()
+                scope.cancel()
+        assert not spec.get_holders("primary")
+        assert await users(spec) == []
+        assert spec.get_pool_stats("primary").created == created
 
     asyncio.run(main())

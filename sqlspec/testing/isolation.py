@@ -12,6 +12,7 @@ from sqlalchemy.pool import NullPool
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from sqlspec.adapters import Driver, driver_for
+from sqlspec.adapters.shield import shield
 from sqlspec.config import NoPoolSyncConfig
 from sqlspec.engine import borrow, discard
 from sqlspec.exceptions import ConfigError, SQLSpecWarning
@@ -64,7 +65,8 @@ async def aisolated(spec: SQLSpec) -> AsyncIterator[None]:
         await greenlet_spawn(_isolate, stack, spec, is_async=True)
         yield
     finally:
-        await greenlet_spawn(stack.close)
+        with shield():
+            await greenlet_spawn(stack.close)
 
 
 def _isolate(stack: contextlib.ExitStack, spec: SQLSpec, *, is_async: bool) -> None:
