@@ -68,7 +68,8 @@ def mariadb_server() -> Iterator[Server]:
     yield from _served(MariaDBServer)
 
 
-@pytest.fixture(scope="session")
+# its connections would be those that no pool knows of in the tests of faults
+@pytest.fixture(scope="module")
 def pgbouncer(postgresql_server: Any) -> Iterator[Server]:
     yield from _served(functools.partial(PgBouncer, behind=postgresql_server))
 
