@@ -231,7 +231,7 @@ def cuts(name: str, server: Any, config: Any, calls: int, seed: int, in_tasks: b
 
 
 def swallow(proxy: FaultProxy, book: Book, times: int, is_over: threading.Event) -> None:
-    """Have the answer to a COMMIT swallowed, up to so many times: a connection may be cut in the moment of its COMMIT."""
+    """Have the answer to a COMMIT swallowed, at most so many times: its connection may be cut before."""
     for number in range(times):
         while len(book.told) < number * SWALLOW:
             if is_over.wait(0.001):
