@@ -15,6 +15,8 @@ import pytest
 
 from sqlspec import InstrumentationConfig, PoolStats, SQLSpec
 from sqlspec.adapters import MySQLConfig, PostgreSQLConfig, SQLiteConfig, SQLiteConnectionConfig
+from sqlspec.telemetry.figures import COUNTS, GAUGES, POOL, TIMINGS
+from tests import test_telemetry
 
 ROOT = Path(__file__).parent.parent
 MISTAKES = ROOT / "docs" / "reference" / "mistakes.md"
@@ -131,3 +133,17 @@ def test_the_page_of_statistics_has_every_figure_and_every_reason() -> None:
     reasons = set(re.findall(r"``(\w+)``", told_of_closed[1])) - {"idle_timeout"}
     assert len(reasons) > 10
     assert named == figures | properties | reasons
+
+
+def test_the_page_of_metrics_has_every_figure_and_every_label() -> None:
+    page = (ROOT / "docs" / "reference" / "metrics.md").read_text("utf-8")
+    rows = re.findall(r"^\| `([\w.]+)` \| (.*?) \| .* \|$", page, re.MULTILINE)
+    figures = [*GAUGES, *COUNTS]
+    names = {figure.name for figure in figures} | {name for name, _ in TIMINGS.values()}
+    told = {name: other.strip("`") for name, other in rows if name in names}
+    assert set(told) == names
+    of_prometheus = test_telemetry.GAUGES | {f"{name}_total" for name in test_telemetry.COUNTERS}
+    assert set(told.values()) == of_prometheus | test_telemetry.HISTOGRAMS
+    assert [name for name, other in told.items() if not other.startswith(name.replace(".", "_"))] == []
+    labels = {figure.label: f"`{figure.name}`" for figure in figures if figure.label is not None}
+    assert {label: of for label, of in rows if label not in names} == {POOL: "all", **labels}
