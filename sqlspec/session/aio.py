@@ -13,11 +13,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, Self, TypeVar, overload
 
 from sqlalchemy import CursorResult, Executable, MappingResult, Result, Row, ScalarResult
-from sqlalchemy.util import await_only, greenlet_spawn
+from sqlalchemy.util import await_only
 
 from sqlspec.exceptions import SQLSpecWarning
 from sqlspec.pool import Place
 from sqlspec.session.connection import LOST_WORK, Connection, Cursor
+from sqlspec.session.greenlets import run_in_greenlet
 from sqlspec.session.result import DriverResult
 from sqlspec.session.savepoint import Savepoint
 from sqlspec.session.session import Session
@@ -46,7 +47,7 @@ class PendingResult(Generic[R]):
         if self._has_begun:
             raise RuntimeError("this statement has been awaited already: execute it again")
         self._has_begun = True
-        return greenlet_spawn(self._work, *self._arguments).__await__()
+        return run_in_greenlet(self._work, *self._arguments).__await__()
 
     def __repr__(self) -> str:
         return f"<PendingResult at {Place(*self._place)}, {'awaited' if self._has_begun else 'not awaited yet'}>"
@@ -154,15 +155,15 @@ class AsyncSession:
     async def load_rows(self, table: str, rows: Iterable[Any] | AsyncIterable[Any], columns: Sequence[str] = ()) -> int:
         """Load rows into a table by the driver's fastest way, as `Session.load_rows`; they may come asynchronously."""
         source = _in_greenlet(rows) if isinstance(rows, AsyncIterable) else rows
-        return await greenlet_spawn(self._session._in_task, self._session.load_rows, table, source, columns)
+        return await run_in_greenlet(self._session._in_task, self._session.load_rows, table, source, columns)
 
     async def commit(self) -> None:
         """Commit what ran so far; the next statement begins a new transaction."""
-        await greenlet_spawn(self._session._in_task, self._session.commit)
+        await run_in_greenlet(self._session._in_task, self._session.commit)
 
     async def rollback(self) -> None:
         """Undo what ran since the last commit; under autocommit, nothing can be undone."""
-        await greenlet_spawn(self._session._in_task, self._session.rollback)
+        await run_in_greenlet(self._session._in_task, self._session.rollback)
 
     def begin_nested(self) -> AsyncSavepoint:
         """Return a savepoint for an ``async with`` block, or to be awaited."""
@@ -172,12 +173,12 @@ class AsyncSession:
         """Return the SQLAlchemy connection of this session, in the same transaction."""
         from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-        connection = await greenlet_spawn(self._session._in_task, self._session.connection)
+        connection = await run_in_greenlet(self._session._in_task, self._session.connection)
         return AsyncConnection(AsyncEngine(connection.engine), connection)
 
     async def close(self) -> None:
         """Roll back what is not committed, and check the connection in. Harmless when repeated."""
-        await greenlet_spawn(self._session._leave_in_task, None, self._session.close)
+        await run_in_greenlet(self._session._leave_in_task, None, self._session.close)
 
     async def __aenter__(self) -> Self:
         self._session.__enter__()
@@ -186,7 +187,7 @@ class AsyncSession:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await greenlet_spawn(self._session._leave_in_task, error, self._session.__exit__, kind, error, traceback)
+        await run_in_greenlet(self._session._leave_in_task, error, self._session.__exit__, kind, error, traceback)
 
 
 def _in_greenlet(rows: AsyncIterable[Any]) -> Iterator[Any]:
@@ -228,13 +229,13 @@ class AsyncStream:
             self._result.close()
 
     async def __aiter__(self) -> AsyncIterator[Row[Any]]:
-        while rows := await greenlet_spawn(self._session._in_task, self._next):
+        while rows := await run_in_greenlet(self._session._in_task, self._next):
             for row in rows:
                 yield row
 
     async def close(self) -> None:
         """Close the cursor. Harmless when repeated."""
-        await greenlet_spawn(self._session._in_task, self._close)
+        await run_in_greenlet(self._session._in_task, self._close)
 
     async def __aenter__(self) -> Self:
         return self
@@ -269,20 +270,20 @@ class AsyncSavepoint:
 
     async def commit(self) -> None:
         """Keep what ran since the savepoint, as part of the transaction around it."""
-        await greenlet_spawn(self._session._in_task, self._set().commit)
+        await run_in_greenlet(self._session._in_task, self._set().commit)
 
     async def rollback(self) -> None:
         """Undo what ran since the savepoint; the transaction around it goes on. Harmless when repeated."""
-        await greenlet_spawn(self._session._in_task, self._set().rollback)
+        await run_in_greenlet(self._session._in_task, self._set().rollback)
 
     async def __aenter__(self) -> Self:
-        self._savepoint = await greenlet_spawn(self._session._in_task, self._session.begin_nested)
+        self._savepoint = await run_in_greenlet(self._session._in_task, self._session.begin_nested)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await greenlet_spawn(self._session._in_task, self._set().__exit__, kind, error, traceback)
+        await run_in_greenlet(self._session._in_task, self._set().__exit__, kind, error, traceback)
 
 
 class Connections(Protocol):
@@ -339,32 +340,32 @@ class AsyncConnection:
 
     async def begin(self) -> None:
         """Mark the begin of a transaction, as `Connection.begin`."""
-        await greenlet_spawn(self._live()._in_task, self._live().begin)
+        await run_in_greenlet(self._live()._in_task, self._live().begin)
 
     async def commit(self) -> None:
         """Commit the transaction."""
-        await greenlet_spawn(self._live()._in_task, self._live().commit)
+        await run_in_greenlet(self._live()._in_task, self._live().commit)
 
     async def rollback(self) -> None:
         """Roll the transaction back."""
-        await greenlet_spawn(self._live()._in_task, self._live().rollback)
+        await run_in_greenlet(self._live()._in_task, self._live().rollback)
 
     async def invalidate(self) -> None:
         """Close the physical connection; the pool opens another in its place when one is needed."""
-        await greenlet_spawn(self._live().invalidate)
+        await run_in_greenlet(self._live().invalidate)
 
     async def close(self) -> None:
         """Check the connection in; what is not committed is rolled back."""
-        await greenlet_spawn(self._live()._leave_in_task, None, self._live().close)
+        await run_in_greenlet(self._live()._leave_in_task, None, self._live().close)
 
     async def __aenter__(self) -> Self:
-        self._connection = await greenlet_spawn(self._source.get_connection, self._timeout)
+        self._connection = await run_in_greenlet(self._source.get_connection, self._timeout)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if await greenlet_spawn(self._live()._leave_in_task, error, self._live()._leave, error):
+        if await run_in_greenlet(self._live()._leave_in_task, error, self._live()._leave, error):
             warnings.warn(LOST_WORK, SQLSpecWarning, stacklevel=2)
 
 
@@ -400,7 +401,7 @@ class AsyncCursor:
         return getattr(self._cursor, "lastrowid", None)
 
     def _in_greenlet(self, method: str, *arguments: Any) -> Awaitable[Any]:
-        return greenlet_spawn(self._connection._live()._in_task, self._call, method, *arguments)
+        return run_in_greenlet(self._connection._live()._in_task, self._call, method, *arguments)
 
     def _call(self, method: str, *arguments: Any) -> Any:
         if self._cursor is None:
