@@ -81,6 +81,10 @@ def test_a_mistake_is_refused_with_its_name_and_the_fix(mistake: Any, message: s
         (lambda: PostgreSQLConfig(url="postgresql://h:0/d"), "port 0"),
         (lambda: PostgreSQLConfig(url=5), "url must be a string"),
         (lambda: PostgreSQLConfig(host="h\n"), "line break"),
+        (lambda: PostgreSQLConfig(host="h:5432"), "host: it has the port in it: give port 5432 by itself"),
+        (lambda: PostgreSQLConfig(host="postgresql://h/d"), "host: it is a URL: give it as url"),
+        (lambda: MySQLConfig(host="h", database="mysql+asyncmy://h/d"), "database: it is a URL: give it as url"),
+        (lambda: SQLiteConfig(database="sqlite:///app.db"), "database: it is a URL: give it as url"),
         (lambda: PostgreSQLConfig(command_timeout=1e9), "command_timeout"),
         (lambda: build_secure_url("postgresql", "h", sslpassword="x"), "sslpassword would be printed"),
         (lambda: build_secure_url("postgresql", "h", ssl=True), "give a string or a number"),
@@ -119,6 +123,7 @@ def test_a_url_object_that_says_something_else_when_written_is_refused() -> None
         lambda: PostgreSQLConfig.model_validate_json('{"password": "hidden", "x": 1}'),
         lambda: PostgreSQLConfig().model_copy(update={"password": "hidden", "port": "h"}),
         lambda: PostgreSQLConfig(url="postgresql://u:hidden@h/d", host="h"),
+        lambda: PostgreSQLConfig(host="postgresql://u:hidden@h/d"),
         lambda: build_secure_url("postgresql", "h", 5, "a?b", "u", "hidden"),
     ],
 )
@@ -129,6 +134,11 @@ def test_no_frame_of_ours_shows_a_password(make: Any) -> None:
     own = [str(frame.locals) for frame in stack if "test_config" not in frame.filename]
     assert own
     assert "hidden" not in " ".join(own) + str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["::1", "fe80::1", "/cloudsql/project:region:1", "a,b", "db-1.example"])
+def test_a_host_with_colons_or_commas_that_carries_no_port_is_taken(host: str) -> None:
+    assert PostgreSQLConfig(host=host).host == host
 
 
 def test_a_config_cannot_be_changed() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
@@ -61,6 +62,21 @@ def _breaker(given: object) -> object:
     )
 
 
+def _no_url(part: str) -> str:
+    # it may have a password, which a part would show
+    if re.match(r"[a-zA-Z][\w+.-]*://", part):
+        raise ValueError("it is a URL: give it as url")
+    return part
+
+
+def _no_port(host: str) -> str:
+    if port := re.fullmatch(r"[\w.-]+:(\d+)", host):
+        raise ValueError(f"it has the port in it: give port {port[1]} by itself")
+    return host
+
+
+Part = Annotated[str, AfterValidator(_no_url)]
+Host = Annotated[Part, AfterValidator(_no_port)]
 Breaker = Annotated[InstanceOf[CircuitBreaker], BeforeValidator(_breaker)]
 Recycling = Annotated[InstanceOf[RecyclingStrategy], BeforeValidator(_strategy)]
 ResetOnReturn = Literal["rollback", "commit", "none", "discard"]
@@ -222,10 +238,10 @@ class NoPoolSyncConfig(Frozen):
     )
 
     url: str | None = None
-    host: str | None = None
+    host: Host | None = None
     port: int | None = Field(default=None, ge=1, le=65535)
-    database: str | None = None
-    username: str | None = None
+    database: Part | None = None
+    username: Part | None = None
     password: Password | None = Field(default=None, repr=False)
 
     autocommit: bool = False
