@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sqlspec import SQLSpec
-from sqlspec.adapters.driver import Syntax
+from sqlspec.adapters.driver import Language, Syntax
 from sqlspec.session.placeholders import PlaceholderError, Statement, bind, bind_rows
 
 CODE = ["SELECT ", "a", " FROM t ", "(", ")", ", ", " = ", "1", "\n", " % ", "x "]
@@ -100,6 +100,7 @@ def test_portable_placeholders_become_the_drivers(sql: str, parameters: Any, tex
         ("SELECT :n", (1,), "parameters are a sequence"),
         ("SELECT ?", (), "1 placeholders and 0 values"),
         ("SELECT 1", (1,), "0 placeholders and 1 values"),
+        ("SELECT $1", (1,), "1 values were given: write \\? instead of \\$1"),
         ("SELECT :n, :m", {"n": 1}, "no value was given for: m"),
         ("SELECT ?", "text", "of type str"),
         ("SELECT ?", 5, "of type int"),
@@ -109,6 +110,21 @@ def test_portable_placeholders_become_the_drivers(sql: str, parameters: Any, tex
 def test_what_does_not_fit_is_refused(sql: str, parameters: Any, message: str) -> None:
     with pytest.raises(PlaceholderError, match=message):
         bind(sql, parameters, "postgresql")
+
+
+@pytest.mark.parametrize("language", ["sqlite", "postgresql $1"])
+@pytest.mark.parametrize(
+    ("sql", "parameters", "message"),
+    [
+        ("SELECT %s", (1,), "1 values were given: write \\? instead of %s"),
+        ("SELECT %(n)s", {"m": 1, "n": 2}, "no placeholder for n: write :n instead of %\\(n\\)s"),
+    ],
+)
+def test_placeholders_that_are_another_drivers_are_named_with_ours(
+    sql: str, parameters: Any, message: str, language: Language
+) -> None:
+    with pytest.raises(PlaceholderError, match=message):
+        bind(sql, parameters, language)
 
 
 @pytest.mark.parametrize(

@@ -303,7 +303,7 @@ def bind(sql: str, parameters: Any, language: Language) -> tuple[Statement, Any]
         raise PlaceholderError(
             _rows_instead(parameters)
             or f"the statement has {count} placeholders and {len(parameters)} values were given"
-            + (": write ? instead of %s" if _DRIVERS_OWN.get(language) is not _PERCENT and "%s" in sql else "")
+            + _portable_instead(sql, language)
         )
     # elsewhere a list may be one value, such as an array
     if language == "sqlite" and len(parameters) > 1 and type(parameters[0]) in _ROWS:
@@ -353,6 +353,10 @@ def _bind_names(sql: str, parameters: dict[Any, Any], language: Language) -> tup
     if statement.count == 0:
         if parameters and _is_drivers_own(sql, language):
             return prepare(sql, language, "none"), parameters
+        if foreign := next((name for name in parameters if f"%({name})s" in sql), None):
+            raise PlaceholderError(
+                f"the statement has no placeholder for {foreign}: write :{foreign} instead of %({foreign})s"
+            )
         return statement, None
     _check_names(statement, parameters)
     if statement.order is not None:
@@ -363,6 +367,13 @@ def _bind_names(sql: str, parameters: dict[Any, Any], language: Language) -> tup
 def _is_drivers_own(sql: str, language: Language) -> bool:
     own = _DRIVERS_OWN.get(language)
     return own is not None and own.search(sql) is not None
+
+
+def _portable_instead(sql: str, language: Language) -> str:
+    """Return what to write in place of another driver's placeholders."""
+    foreign = [] if _DRIVERS_OWN.get(language) is _PERCENT else ["%s"]
+    foreign += [] if language == "postgresql $1" else ["$1"]
+    return next((f": write ? instead of {mark}" for mark in foreign if mark in sql), "")
 
 
 def _check_names(statement: Statement, parameters: dict[Any, Any]) -> None:
