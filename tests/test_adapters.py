@@ -239,6 +239,22 @@ def test_a_sqlite_url_that_means_something_else_is_refused(options: Any, message
         SQLiteConfig(**options)
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_file_that_cannot_be_opened_is_told_with_its_folder(
+    any_spec: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for file, told in (
+        ("nowhere/app.db", f"there is no folder {tmp_path / 'nowhere'}"),
+        (str(tmp_path), str(tmp_path)),
+    ):
+        any_spec.register_config(SQLiteConfig(database=file), "other", replace=True)
+        for what in (any_spec.get_session, any_spec.get_connection):
+            with pytest.raises(Exception, match="unable to open") as caught, what("other") as opened:
+                opened.execute("SELECT 1")
+            assert str(caught.value).splitlines()[0].endswith(f"unable to open database file: {told}")
+
+
 # -- TLS and passwords
 
 

@@ -12,6 +12,7 @@ from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from itertools import chain
+from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, ClassVar, Literal
 from uuid import UUID
@@ -173,6 +174,14 @@ class SQLite3(Driver):
     def limit_connect(self, arguments: dict[str, Any], seconds: float) -> None:
         # bounds the wait for the locks that prepare() may need; prepare() sets what holds afterwards
         arguments["timeout"] = min(arguments["timeout"], seconds)
+
+    def connect_error(self, dbapi: Any, error: BaseException) -> BaseException:
+        # SQLite names no file, and a relative one is looked for where the process was started
+        if str(error) == "unable to open database file" and "uri" not in self._config.parsed_url.query:
+            file = Path(self._config.parsed_url.database or "").absolute()
+            what = f"{file}" if file.parent.is_dir() else f"there is no folder {file.parent}"
+            error.args = (f"{error}: {what}",)
+        return error
 
     def prepare(self, connection: Any) -> None:
         config = self._config
