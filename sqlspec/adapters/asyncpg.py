@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
@@ -37,6 +38,9 @@ class Asyncpg(PostgreSQLDriver):
 
     def connect_error(self, dbapi: Any, error: BaseException) -> BaseException:
         # SQLAlchemy 2.0 lets through what asyncpg raises when it connects
+        if isinstance(error, socket.gaierror) and (host := self._config.parsed_url.host):
+            # the system says which address it could not reach, but not which name it does not know
+            error.add_note(f"the host is {host}")
         kinds = dbapi._asyncpg_error_translate
         kind = next((kinds[known] for known in type(error).__mro__ if known in kinds), None)
         if kind is None:
