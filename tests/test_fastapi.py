@@ -699,6 +699,11 @@ def test_an_auth_that_is_no_dependency_is_refused(spec: SQLSpec) -> None:
             FastAPISQLSpec(spec).router(auth=wrong)
 
 
+def test_an_application_in_the_place_of_the_registry_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"takes an SQLSpec, not FastAPI: db = FastAPISQLSpec\(spec\), and FastAPI\("):
+        FastAPISQLSpec(FastAPI())
+
+
 def test_metrics_without_prometheus_client_name_the_command_that_installs_it(
     spec: SQLSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -586,7 +586,7 @@ def test_what_is_no_config_in_code_is_refused(given: Any, tmp_path: Path) -> Non
     ("config", "message"),
     [
         ({}, r"names no database: set SQLSPEC_DATABASES = "),
-        ({"SQLSPEC_DATABASE": "sqlite://"}, "SQLSPEC_DATABASE is no key .* did you mean SQLSPEC_DATABASES"),
+        ({"SQLSPEC_DATABASE": "sqlite://"}, "SQLSPEC_DATABASE is no key .* did you mean SQLSPEC_DATABASES\\?"),
         ({"SQLSPEC_POOL_SIZE": 3}, "SQLSPEC_POOL_SIZE is no key of sqlspec"),
         ({"SQLSPEC_DATABASES": 3}, "SQLSPEC_DATABASES must map names to databases"),
         ({"SQLSPEC_DATABASES": ["sqlite://"]}, "SQLSPEC_DATABASES must map names to databases"),

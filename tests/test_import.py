@@ -64,6 +64,12 @@ def test_an_extension_without_its_framework_names_the_command_that_installs_it(e
     assert told.strip() == f"{extension} is not installed: pip install 'sqlspec-pool[{extension}]'"
 
 
+def test_the_lifespan_for_starlette_without_it_names_the_command_that_installs_it() -> None:
+    code = "import sys; sys.modules['anyio'] = None\ntry:\n    import sqlspec.extensions.starlette\n"
+    told = run(f"{code}except ModuleNotFoundError as error:\n    print(error)")
+    assert told.strip() == "anyio is not installed, as it is with Starlette: pip install starlette"
+
+
 WITHOUT_GREENLET = """
 import asyncio, sys
 sys.modules["greenlet"] = None

@@ -74,6 +74,11 @@ class FastAPISQLSpec:
     """
 
     def __init__(self, spec: SQLSpec, *, warm: Mapping[str, int] | None = None, close_timeout: float = 10.0) -> None:
+        if not isinstance(spec, SQLSpec):
+            raise ConfigError(
+                f"FastAPISQLSpec() takes an SQLSpec, not {type(spec).__name__}: "
+                "db = FastAPISQLSpec(spec), and FastAPI(lifespan=db.lifespan)"
+            )
         self.spec = spec
         self._warm = warm
         self._close_timeout = close_timeout

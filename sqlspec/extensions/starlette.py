@@ -8,8 +8,15 @@ from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 
-from anyio import CancelScope, CapacityLimiter
-from anyio.to_thread import current_default_thread_limiter, run_sync
+try:
+    from anyio import CancelScope, CapacityLimiter
+    from anyio.to_thread import current_default_thread_limiter, run_sync
+except ModuleNotFoundError as error:
+    if error.name != "anyio":
+        raise
+    raise ModuleNotFoundError(
+        "anyio is not installed, as it is with Starlette: pip install starlette", name="anyio"
+    ) from None
 
 from sqlspec.config import PoolConfig
 from sqlspec.exceptions import PoolClosed

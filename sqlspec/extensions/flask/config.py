@@ -42,7 +42,7 @@ def _strangers(app: Flask) -> str:
     for key in app.config:
         if key.startswith("SQLSPEC_") and key != _OWN:
             near = difflib.get_close_matches(key, [_OWN], cutoff=0.5)
-            return f"{key} is no key of sqlspec: {'did you mean' if near else 'its key is'} {_OWN}"
+            return f"{key} is no key of sqlspec: {f'did you mean {_OWN}?' if near else f'its key is {_OWN}'}"
     return ""
 
 
