@@ -14,7 +14,7 @@ from sqlspec.adapters import SQLiteConfig
 from sqlspec.extensions.fastapi import FastAPISQLSpec
 
 spec = SQLSpec()
-config = EnvironmentConfig.from_env() if "DB_URL" in os.environ else SQLiteConfig(database="notes.db")
+config = EnvironmentConfig.from_env() if "DB_URL" in os.environ else SQLiteConfig(database="example.db")
 spec.register_config(config, name="notes")
 db = FastAPISQLSpec(spec, warm={"notes": 2})
 Notes = Annotated[AsyncSession, db.async_session("notes")]
