@@ -67,4 +67,4 @@ if __name__ == "__main__":
     try:
         main(Path(sys.argv[1]) if len(sys.argv) > 1 else ORDERS)
     except LoadError as error:
-        sys.exit(f"{error}")
+        sys.exit(f"{error}: {error.__cause__}")
