@@ -137,7 +137,7 @@ class LoadError(SQLSpecError):
     """
 
     def __init__(self, table: str, cause: BaseException, position: int | None = None, committed: int = 0) -> None:
-        row = "a row" if position is None else f"row {position}"
+        row = "rows" if position is None else f"row {position}"
         origin = getattr(cause, "orig", cause)
         super().__init__(
             f"{row} for {table} cannot be loaded ({type(origin).__name__}); {committed} rows are committed"

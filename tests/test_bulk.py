@@ -211,7 +211,7 @@ def test_no_row_is_at_fault_where_somebody_else_has_locked_it(
     with items.get_session("other") as other, any_items.get_session("primary") as session:
         other.execute("INSERT INTO items (id) VALUES (3)")
         session.execute(patience)
-        with pytest.raises(LoadError, match="a row for items") as failed:
+        with pytest.raises(LoadError, match="rows for items cannot") as failed:
             session.load_rows("items", [(number,) for number in range(1, 6)], columns=["id"])
         session.rollback()
         other.rollback()
