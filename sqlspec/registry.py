@@ -16,6 +16,7 @@ from sqlalchemy import Engine
 
 from sqlspec.adapters import driver_for
 from sqlspec.config import NoPoolSyncConfig
+from sqlspec.config.url import is_url
 from sqlspec.environment import EnvironmentConfig, read_toml
 from sqlspec.exceptions import ConfigError, PoolClosed
 from sqlspec.manager import PooledConnectionManager
@@ -279,6 +280,8 @@ class SQLSpec:
             return manager
         if self._closed:
             raise PoolClosed("this registry is closed: make a new SQLSpec()")
+        if is_url(name):
+            raise ConfigError("there is no config of this name, which is a URL: register_config() gives one a name")
         names = self.list_configs()
         near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5) or names
         known = f"did you mean {' or '.join(map(repr, near))}?" if near else "register_config() has not been called"

@@ -92,6 +92,8 @@ def test_a_mistake_is_refused_with_its_name_and_the_fix(mistake: Any, message: s
         (lambda: build_secure_url("postgresql", 5), "host must be a string"),
         (lambda: build_secure_url("postgresql", "h", username="\ud800"), "lone surrogate"),
         (lambda: SQLSpec().register_config(PostgreSQLConfig(), name="a\nb"), "printable"),
+        (lambda: build_secure_url("postgresql://h/d"), r"scheme is a URL: give build_secure_url\(\) its parts"),
+        (lambda: SQLSpec().get_session("postgresql://u:x@h/d"), "^there is no config of this name, which is a URL"),
         (lambda: PostgreSQLConfig.model_validate([]), "made of a mapping"),
         (lambda: PostgreSQLConfig.model_validate_json("{"), "not JSON"),
     ],
@@ -125,6 +127,9 @@ def test_a_url_object_that_says_something_else_when_written_is_refused() -> None
         lambda: PostgreSQLConfig(url="postgresql://u:hidden@h/d", host="h"),
         lambda: PostgreSQLConfig(host="postgresql://u:hidden@h/d"),
         lambda: build_secure_url("postgresql", "h", 5, "a?b", "u", "hidden"),
+        lambda: build_secure_url("postgresql://u:hidden@h/d"),
+        lambda: build_secure_url("postgresql", "postgresql://u:hidden@h/d"),
+        lambda: build_secure_url("postgresql", "h", database="postgresql://u:hidden@h/d?x"),
     ],
 )
 def test_no_frame_of_ours_shows_a_password(make: Any) -> None:

@@ -22,7 +22,7 @@ from pydantic import (
 )
 from sqlalchemy import URL, make_url
 
-from sqlspec.config.url import check_text, parse_url
+from sqlspec.config.url import check_text, is_url, parse_url
 from sqlspec.exceptions import ConfigError
 from sqlspec.pool import NestedCheckout, RecyclingStrategy
 from sqlspec.resilience import CircuitBreaker
@@ -64,7 +64,7 @@ def _breaker(given: object) -> object:
 
 def _no_url(part: str) -> str:
     # it may have a password, which a part would show
-    if re.match(r"[a-zA-Z][\w+.-]*://", part):
+    if is_url(part):
         raise ValueError("it is a URL: give it as url")
     return part
 

@@ -14,6 +14,7 @@ from sqlspec.exceptions import ConfigError
 
 _SCHEME = re.compile(r"[a-z][a-z0-9]*(\+[a-z][a-z0-9_]*)?", re.ASCII)
 _HOST = re.compile(r"[A-Za-z0-9._-]+", re.ASCII)
+_URL = re.compile(r"[a-zA-Z][\w+.-]*://", re.ASCII)
 _OPTION = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 # SQLAlchemy 2.0 hands the database part over as it stands, libpq and SQLAlchemy 2.1 decode it: only a name
 # that needs no encoding means the same to all of them.
@@ -43,7 +44,7 @@ def build_secure_url(
     except ConfigError as error:
         problem = str(error)
     # A traceback that shows locals must not show the password.
-    password = None
+    del scheme, host, database, username, password
     raise ConfigError(problem)
 
 
@@ -60,6 +61,8 @@ def _write(
     texts = {"scheme": scheme, "host": host, "database": database, "username": username, "password": secret}
     for name, value in texts.items():
         check_text(name, value)
+        if name != "password" and is_url(value):
+            raise ConfigError(f"{name} is a URL: give build_secure_url() its parts")
     if not _SCHEME.fullmatch(scheme):
         raise ConfigError(f"scheme {scheme!r} is not one: write 'postgresql', 'mysql+mysqldb', 'sqlite' …")
     if password is not None and username is None:
@@ -78,6 +81,11 @@ def _write(
             user_info += ":" + quote(secret, safe="")
         user_info += "@"
     return f"{scheme}://{user_info}{_location(host, port)}/{_database(database)}{_query(options)}"
+
+
+def is_url(value: object) -> bool:
+    """Tell whether a text is a URL, which may have a password in it: where none belongs it must not be repeated."""
+    return isinstance(value, str) and _URL.match(value) is not None
 
 
 def check_text(name: str, value: object) -> None:
