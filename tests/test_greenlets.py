@@ -16,9 +16,10 @@ from contextvars import ContextVar
 from typing import Any
 
 import pytest
-from greenlet import getcurrent
+from greenlet import getcurrent, greenlet
 from sqlalchemy.util import await_only
 
+from sqlspec.session import greenlets
 from sqlspec.session.greenlets import _KEPT, _idle, run_in_greenlet
 from tests.servers import wait_until
 
@@ -44,10 +45,10 @@ def _afresh() -> None:
     _idle.greenlets.clear()
 
 
-def at_rest() -> Any:
-    """Wait for a moment, and return in which greenlet."""
+def at_rest() -> weakref.ref[Any]:
+    """Wait for a moment, and tell in which greenlet: one that is referred to does not serve again."""
     await_only(asyncio.sleep(0))
-    return getcurrent()
+    return weakref.ref(getcurrent())
 
 
 @in_loop
@@ -55,7 +56,7 @@ async def test_a_greenlet_serves_again_and_returns_what_its_work_returns() -> No
     first = await run_in_greenlet(at_rest)
     assert await run_in_greenlet(at_rest) is first
     assert await run_in_greenlet(lambda value: value, 5) == 5
-    assert _idle.greenlets == [first]
+    assert _idle.greenlets == [first()]
 
 
 @in_loop
@@ -64,7 +65,7 @@ async def test_tasks_that_wait_at_the_same_time_have_a_greenlet_each() -> None:
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(run_in_greenlet(at_rest)) for _ in range(count)]
     assert len({id(task.result()) for task in tasks}) == count
-    assert len(_idle.greenlets) == _KEPT
+    assert len(_idle.greenlets) == sum(task.result()() is not None for task in tasks) == _KEPT
 
 
 @pytest.mark.parametrize("before", [0, 1])
@@ -95,7 +96,7 @@ async def test_an_error_of_the_work_is_raised_and_its_greenlet_is_not_used_again
     with pytest.raises(LookupError, match="nobody is there"):
         await run_in_greenlet(fail)
     assert _idle.greenlets == []
-    assert not (await run_in_greenlet(at_rest)).dead
+    assert [(await run_in_greenlet(at_rest))()] == _idle.greenlets
 
 
 @in_loop
@@ -160,8 +161,92 @@ async def test_work_may_wait_for_other_work() -> None:
     async def inner() -> Any:
         return await run_in_greenlet(at_rest)
 
-    outer, other = await run_in_greenlet(lambda: (getcurrent(), await_only(inner())))
+    outer, other = await run_in_greenlet(lambda: (at_rest(), await_only(inner())))
     assert outer is not other
+    assert {outer(), other()} == set(_idle.greenlets)
+
+
+@in_loop
+async def test_work_that_is_begun_in_other_work_goes_on_outside_of_it() -> None:
+    def inner() -> list[str]:
+        return [await_only(asyncio.sleep(0, "inner")) for _ in range(3)]
+
+    def outer() -> Any:
+        # as an eager task begins
+        begun = run_in_greenlet(inner)
+        begun.send(None)
+        task = asyncio.ensure_future(begun)
+        return task, [await_only(asyncio.sleep(0, "outer")) for _ in range(waits)]
+
+    for waits in (0, 1, 5):
+        task, answers = await run_in_greenlet(outer)
+        assert answers == ["outer"] * waits
+        assert await run_in_greenlet(lambda: await_only(asyncio.sleep(0, "other"))) == "other"
+        assert await task == ["inner"] * 3
+
+
+@in_loop
+async def test_a_finaliser_that_waits_at_the_end_of_work_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    end = greenlets._end
+
+    def end_and_finalise(outcome: object) -> Any:
+        parent = end(outcome)
+        # where the garbage collector may come in
+        at_rest()
+        return parent
+
+    monkeypatch.setattr(greenlets, "_end", end_and_finalise)
+    for number in range(3):
+        assert await run_in_greenlet(lambda number=number: number) == number
+    assert len(_idle.greenlets) == 1
+
+
+@in_loop
+async def test_a_greenlet_made_in_work_answers_to_no_other_work() -> None:
+    def work() -> Any:
+        own = greenlet(lambda: getcurrent().parent.switch() or "the end of it")
+        own.switch()
+        return own
+
+    left = await run_in_greenlet(work)
+    other = asyncio.create_task(run_in_greenlet(lambda: await_only(asyncio.sleep(0, "an answer"))))
+    await asyncio.sleep(0)
+    assert left.switch() == "the end of it"
+    assert await other == "an answer"
+
+
+def test_a_loop_in_a_greenlet_that_is_dropped_is_not_kept_alive() -> None:
+    unwound = []
+
+    def run_a_loop() -> None:
+        try:
+            asyncio.run(some())
+            getcurrent().parent.switch()
+        finally:
+            unwound.append(True)
+
+    async def some() -> None:
+        await run_in_greenlet(at_rest)
+
+    asyncio.run(some())
+    own = greenlet(run_a_loop)
+    own.switch()
+    assert unwound == []
+    del own
+    assert unwound == [True]
+
+
+@in_loop
+async def test_work_may_call_as_deeply_as_its_own_task_whoever_came_before() -> None:
+    def down(depth: int) -> int:
+        return 0 if depth == 0 else 1 + down(depth - 1)
+
+    async def deep(depth: int) -> None:
+        await (deep(depth - 1) if depth else run_in_greenlet(at_rest))
+
+    await deep(sys.getrecursionlimit() * 3 // 4)
+    half = sys.getrecursionlimit() // 2
+    assert await run_in_greenlet(down, half) == half
 
 
 def test_greenlets_of_a_thread_end_with_it() -> None:
