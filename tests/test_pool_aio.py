@@ -407,3 +407,20 @@ def test_an_engine_on_sqlite_comes_from_the_plugin(tmp_path: Path) -> None:
         await engine.dispose()
 
     run(main())
+
+
+@pytest.mark.skipif(not hasattr(asyncio, "eager_task_factory"), reason="there are no eager tasks before Python 3.12")
+def test_the_pools_own_work_does_not_begin_within_work_that_is_under_way_where_tasks_are_eager() -> None:
+    async def main() -> None:
+        loop, pool, begun = asyncio.get_running_loop(), make(ScriptedDriver()), []
+        loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]  # of Python 3.12
+
+        def work() -> None:
+            pool._spawn(loop, begun.append, 1)
+            assert begun == []
+
+        await greenlet_spawn(work)
+        await pool.finish()
+        assert begun == [1]
+
+    run(main())

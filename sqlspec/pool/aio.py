@@ -180,7 +180,8 @@ class AsyncFairQueuePool(FairQueuePool, AsyncAdaptedQueuePool):
 
     def _spawn(self, loop: asyncio.AbstractEventLoop, work: Callable[..., None], *arguments: Any) -> None:
         """Run this in a task of its own, where it may wait."""
-        task = loop.create_task(greenlet_spawn(work, *arguments))
+        # never eager, whatever the loop's factory makes: it would begin in the greenlet that is at work here
+        task = asyncio.Task(greenlet_spawn(work, *arguments), loop=loop)
         # the loop itself keeps tasks weakly
         self._pool.tasks.add(task)
         task.add_done_callback(self._pool.tasks.discard)
