@@ -8,7 +8,8 @@ import sqlalchemy as sa
 from flask import Flask, Response, abort, g
 
 engine = sa.create_engine(
-    os.environ["DB_URL"],
+    # the driver of ours: by itself, SQLAlchemy 2.1 takes another one
+    sa.make_url(os.environ["DB_URL"]).set(drivername="postgresql+psycopg2"),
     pool_size=int(os.environ["DB_POOL_SIZE"]),
     max_overflow=0,
     pool_pre_ping="DB_POOL_PRE_PING" in os.environ,

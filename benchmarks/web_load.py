@@ -2,9 +2,12 @@
 
 The two examples of docs/examples, beside the same applications on SQLAlchemy's own pool, `plain_flask.py` and
 `plain_fastapi.py`, all on a private PostgreSQL: Flask under gunicorn, a worker of 32 threads; FastAPI under
-uvicorn; five connections each. wrk asks them over 64 connections, in turn, ours, plain, ours, plain …, for a page
+uvicorn; five connections each. wrk asks them over 64 connections, in turn, ours, plain, plain, ours …, for a page
 that reads twenty rows, for one that writes one, and for the first again where the database takes 30 ms for it: there
 connections are what is scarce, before that it is the processor.
+
+With `--statements` nothing is measured: printed is what the server is told for one request of each page, and it fails
+where the two tell it something else, or in another way.
 
 Printed are medians of rounds, and the median of the ratios of pairs, ours by plain: of requests a second, of what each
 costs the server of a processor, and of milliseconds until the answer. Errors are answers that are no success, and what
@@ -38,6 +41,7 @@ from tests.servers import PASSWORD, family, free_port, wait_until
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parent / "docs" / "examples"
 POOL_SIZE, CONNECTIONS = 5, 64
+SIDES = ("ours", "plain")
 GUNICORN = ["gunicorn", "--worker-class=gthread", "--threads=32", "--log-level=error", "--bind"]
 UVICORN = ["uvicorn", "--no-access-log", "--log-level=error", "--host=127.0.0.1", "--port"]
 WRK = ["wrk", "--latency", "-t2", f"-c{CONNECTIONS}", "--timeout=10s"]
@@ -50,8 +54,9 @@ local threads, count = 0, 0
 function setup(thread) threads = threads + 1; thread:set("number", threads) end
 function request() count = count + 1; return wrk.format("POST", "/guest-" .. number .. "-" .. count) end
 """
-NOTES = """
-wrk.method, wrk.body = "POST", '{"text": "hello"}'
+NOTE = '{"text": "hello"}'
+NOTES = f"""
+wrk.method, wrk.body = "POST", '{NOTE}'
 wrk.headers["Content-Type"] = "application/json"
 """
 # asked once a query
@@ -193,12 +198,13 @@ def measure(
     found: dict[str, list[Any]] = {page.name: [] for page in pages}
     for number in range(options.rounds + 1):
         for page in pages:
-            pair = []
-            for side in ("ours", "plain"):
+            pair: dict[str, Figures] = {}
+            # whoever is second finds what the first one has left, such as a processor that has become warm
+            for side in SIDES if number % 2 else reversed(SIDES):
                 renew(spec, page)
-                pair.append(load(served[page.framework, side], page, options.seconds if number else 1))
+                pair[side] = load(served[page.framework, side], page, options.seconds if number else 1)
             if number:
-                found[page.name].append(pair)
+                found[page.name].append([pair[side] for side in SIDES])
     return found
 
 
@@ -236,6 +242,35 @@ def show(rows: list[Row]) -> None:
         print(told if row.holds else f"{told} !")
 
 
+def statements(log: Path, served: Served, page: Page) -> list[str]:
+    """Return what the server is told for a request, without the names of prepared statements and guests."""
+    before, body = 0, NOTE.encode() if page.script else None
+    # of the second one: the first may have to connect, or to prepare
+    for guest in ("guest-1", "guest-2"):
+        before = log.stat().st_size
+        path = page.path + (guest if page.script == GUESTS else "")
+        asked = urllib.request.Request(
+            f"http://127.0.0.1:{served.port}{path}", body, {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(asked, timeout=5):  # noqa: S310  # it is http
+            pass
+    return re.findall("LOG:  (.*)", re.sub(r"(?<=execute )\S+(?=:)", "…", log.read_text()[before:]))
+
+
+def show_statements(log: Path, spec: SQLSpec, served: dict[tuple[str, str], Served], pages: list[Page]) -> int:
+    """Print what the server is told for each page; return 1 where it is not the same from both."""
+    differs = False
+    for page in pages:
+        found = []
+        for side in SIDES:
+            renew(spec, page)
+            found.append(statements(log, served[page.framework, side], page))
+        ours, plain = found
+        differs |= ours != plain
+        print(page.name, *ours, *([] if ours == plain else ["but of the plain one !", *plain]), sep="\n    ")
+    return 1 if differs else 0
+
+
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
@@ -244,39 +279,46 @@ def read_options() -> argparse.Namespace:
     parser.add_argument(
         "--pre-ping", action="store_true", help="have SQLAlchemy's pool ask the server at each checkout"
     )
+    parser.add_argument("--statements", action="store_true", help="show what the server is told, and measure nothing")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--check", action="store_true", help="exit with 1 where a bar does not hold")
     return parser.parse_args()
 
 
 @contextlib.contextmanager
-def tables() -> Iterator[tuple[Any, SQLSpec]]:
-    """Start a server with the tables; give its config and what has it registered."""
+def tables(logs: bool) -> Iterator[tuple[Any, Any, SQLSpec]]:
+    """Start a server with the tables, which logs statements or not; give it, its config and what has it registered."""
     with servers("postgresql") as started, SQLSpec() as spec:
-        _, config = started["postgresql"]
+        server, config = started["postgresql"]
         spec.register_config(config)
+        if logs:
+            with spec.get_session(autocommit=True) as session:
+                session.execute("ALTER SYSTEM SET log_statement = 'all'")
+            server.restart()
         with spec.get_session() as session:
             for table, column in (("guests", "name VARCHAR(50) PRIMARY KEY"), ("notes", "text VARCHAR(200) NOT NULL")):
                 session.execute(f"CREATE TABLE stored_{table} ({column})")
                 session.execute(f"CREATE VIEW {table} AS SELECT * FROM stored_{table}")  # noqa: S608  # ours
-        yield config, spec
+        yield server, config, spec
 
 
 def main() -> int:
     options = read_options()
-    if shutil.which("wrk") is None:
+    if shutil.which("wrk") is None and not options.statements:
         sys.exit("wrk is not installed: apt-get install -y wrk")
     pages = [page for page in PAGES if options.only in {None, page.framework}]
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sqlspec-")))
-        config, spec = stack.enter_context(tables())
+        server, config, spec = stack.enter_context(tables(options.statements))
         served = {
             (framework, side): stack.enter_context(
                 serve(framework, side, variables(framework, side, config, options.pre_ping), folder)
             )
             for framework in dict.fromkeys(page.framework for page in pages)
-            for side in ("ours", "plain")
+            for side in SIDES
         }
+        if options.statements:
+            return show_statements(server.folder / "log", spec, served, pages)
         found = measure(spec, served, pages, options)
     rows = [row for page, pairs in found.items() for row in compared(page, pairs)]
     if options.json:

@@ -143,3 +143,11 @@ def test_saturated_applications_answer_without_an_error(framework: str) -> None:
         assert rows[page, "errors"]["ours"] == 0
         assert rows[page, "requests"]["ours"] > 0
         assert rows[page, "requests"]["plain"] > 0
+
+
+def test_applications_that_are_compared_tell_their_server_the_same() -> None:
+    command = [sys.executable, str(FOLDER / "web_load.py"), "--statements"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    # six pages, each of which begins and commits once
+    assert (done.stdout.count(": BEGIN"), done.stdout.count(": COMMIT")) == (6, 6), done.stdout
