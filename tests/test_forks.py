@@ -171,6 +171,24 @@ def test_a_connection_of_sqlalchemys_over_a_fork_is_its_parents(spec: SQLSpec) -
     assert names(spec) == ["parent"]
 
 
+@pytest.mark.parametrize("command_timeout", [None, 20.0])
+def test_closing_a_connection_of_sqlalchemys_in_a_child_does_nothing(
+    spec: SQLSpec, database: Database, command_timeout: float | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec.register_config(database.config(command_timeout=command_timeout), name="other")
+    with spec.get_engine("other").connect() as connection:
+        connection.execute(sa.text("INSERT INTO forked (name) VALUES ('parent')"))
+
+        def close() -> list[str]:
+            connection.close()
+            gc.collect()
+            return caplog.messages
+
+        assert in_child(close) == []
+        connection.commit()
+    assert names(spec) == ["parent"]
+
+
 @pytest.mark.fault(42)
 def test_a_child_takes_no_part_in_what_its_parents_threads_hold(spec: SQLSpec, database: Database) -> None:
     pool: Any = spec.get_engine("primary").pool

@@ -17,7 +17,7 @@ from sqlalchemy.engine import Dialect
 from sqlspec.adapters.loading import Converters, Position, Target, batches, is_of_a_row
 from sqlspec.config.base import NoPoolSyncConfig
 from sqlspec.exceptions import ConfigError
-from sqlspec.pool import within, within_each
+from sqlspec.pool import Abandoned, within, within_each
 
 __all__ = [
     "ISOLATION_LEVELS",
@@ -203,6 +203,9 @@ class Driver(ABC):
         Where COMMIT fails, the error's ``in_commit`` says so: if the connection is lost with it, nobody knows whether
         the server has committed.
         """
+        if how == "rollback" and isinstance(connection, Abandoned):
+            # in a forked child: its parent decides
+            return
         try:
             self._end(connection, how)
         except BaseException as error:

@@ -3,7 +3,7 @@
 from sqlspec.pool.aio import AsyncFairQueuePool, sleep_in_task
 from sqlspec.pool.base import NestedCheckout
 from sqlspec.pool.deadlines import call_aside, checkout_deadline, seconds_left, within, within_each
-from sqlspec.pool.forks import tell_of_forks
+from sqlspec.pool.forks import Abandoned, tell_of_forks
 from sqlspec.pool.gate import apart_from_forks
 from sqlspec.pool.housekeeping import look_after
 from sqlspec.pool.liveness import PING_AFTER
@@ -19,6 +19,7 @@ from sqlspec.pool.upkeep import probe
 __all__ = [
     "BEYOND_QUEUEPOOL",
     "PING_AFTER",
+    "Abandoned",
     "AdaptivePool",
     "AsyncFairQueuePool",
     "ConnectionFacts",
