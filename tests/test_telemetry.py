@@ -14,8 +14,12 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -563,8 +567,12 @@ def test_both_exporters_know_all_durations(spec: SQLSpec) -> None:
 
 FORKED = """
 import os
+from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from sqlspec import SQLSpec
 from sqlspec.adapters import SQLiteConfig
 from sqlspec.telemetry import OpenTelemetryMetrics
@@ -597,3 +605,32 @@ def test_a_child_tells_its_durations_from_the_first_look_on() -> None:
     command = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", FORKED]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def spans(spec: SQLSpec) -> Iterator[InMemorySpanExporter]:
+    exporter, tracers = InMemorySpanExporter(), TracerProvider()
+    tracers.add_span_processor(SimpleSpanProcessor(exporter))
+    engine = spec.get_engine("primary")
+    SQLAlchemyInstrumentor().instrument(engine=engine, tracer_provider=tracers, skip_dep_check=True)
+    yield exporter
+    SQLAlchemyInstrumentor().uninstrument()
+
+
+def test_each_call_has_a_span_and_what_is_no_statement_of_sqlalchemys_has_none(
+    spec: SQLSpec, spans: InMemorySpanExporter
+) -> None:
+    """As the page of OpenTelemetry says in its table."""
+    with spec.get_session("primary") as session:
+        session.execute("CREATE TEMPORARY TABLE spans (n INTEGER)")
+        session.execute(sa.text("SELECT 1 WHERE 1 = :one"), {"one": 1})
+        with session.begin_nested():
+            session.execute_many("INSERT INTO spans VALUES (?)", [(number,) for number in range(3000)])
+        session.load_rows("spans", [(1,), (2,)])
+        session.rollback()
+    with spec.get_connection("primary") as connection:
+        connection.cursor().execute("SELECT 2")
+    with spec.get_engine("primary").connect() as opened:
+        opened.execute(sa.text("SELECT 3"))
+    names = [span.name.split()[0] for span in spans.get_finished_spans()]
+    assert names == ["CREATE", "SELECT", "SAVEPOINT", "INSERT", "RELEASE", "connect", "SELECT"]
