@@ -345,6 +345,42 @@ print(metrics.render()[0].decode())
 """
 
 
+SAY_SO = """
+import multiprocessing, sys
+from prometheus_client import CollectorRegistry
+from sqlspec import SQLSpec
+from sqlspec.adapters import SQLiteConfig
+from sqlspec.telemetry import PrometheusMetrics
+
+spec = SQLSpec()
+spec.register_config(SQLiteConfig(database=sys.argv[1]), name="primary")
+metrics = PrometheusMetrics(spec, CollectorRegistry())
+
+def work():
+    with spec.get_session("primary") as session:
+        session.execute("SELECT 1")
+    spec.close()
+    metrics.render()
+
+for _ in range(2):
+    child = multiprocessing.get_context("fork").Process(target=work)
+    child.start()
+    child.join()
+print(metrics.render()[0].decode())
+"""
+
+
+def test_children_that_python_tells_nobody_the_end_of_can_tell_their_last_figures(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "shared")}
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", SAY_SO, str(tmp_path / "app.db")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    families = read(done.stdout.encode())
+    assert value(families, "db_client_connection_use_time_seconds_count") == 2
+    assert value(families, "db_client_connection_count", db_client_connection_state="idle") == 0
+
+
 def test_nothing_is_counted_twice_by_those_who_ask_at_the_same_time(tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir()
     environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "shared")}
