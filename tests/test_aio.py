@@ -137,6 +137,21 @@ def test_loops_that_come_and_go_leave_nothing_behind(registry: SQLSpec, database
     registry.close()
 
 
+def test_a_file_that_cannot_be_opened_leaves_no_thread_that_answers_to_a_loop_that_has_ended(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with registry.get_async_session() as session:
+            await session.execute("SELECT 1")
+
+    # an error of such a thread fails the test
+    before = threading.active_count()
+    with SQLSpec() as registry:
+        registry.register_config(SQLiteConfig(database=str(tmp_path / "nowhere" / "app.db")))
+        for _ in range(100):
+            with pytest.raises(exc.OperationalError):
+                asyncio.run(main())
+            assert threading.active_count() == before
+
+
 def open_databases() -> int:
     links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
     return sum(os.readlink(link).endswith(".db") for link in links if os.path.lexists(link))

@@ -290,7 +290,7 @@ class Aiosqlite(SQLite3):
 
     def connect_args(self) -> dict[str, Any]:
         # its connections have a thread of their own, which alone touches them
-        return {**super().connect_args(), "check_same_thread": False}
+        return {**super().connect_args(), "check_same_thread": False, "async_creator_fn": _connect}
 
     def errors(self, dbapi: Any) -> Any:
         return dbapi.sqlite
@@ -343,6 +343,20 @@ class Aiosqlite(SQLite3):
         stop = _Stop(seconds)
         connection.run_async(lambda driver_connection: driver_connection.set_trace_callback(stop.begun))
         connection.run_async(lambda driver_connection: driver_connection.set_progress_handler(stop.is_late, 1000))
+
+
+async def _connect(*arguments: Any, **options: Any) -> Any:
+    import aiosqlite
+
+    connection = aiosqlite.connect(*arguments, **options)
+    # as SQLAlchemy has it: the thread must not keep the process alive
+    connection._thread.daemon = True
+    try:
+        return await connection
+    except BaseException:
+        # The thread has been told to stop, and answers to this loop, which may end at once. It has nothing else to do.
+        connection._thread.join(_LAST_MOMENT)
+        raise
 
 
 _closing: set[asyncio.Task[None]] = set()
