@@ -105,6 +105,21 @@ def test_a_wrong_password_is_the_databases_error(database: Database) -> None:
             session.execute("SELECT 1")
 
 
+def test_a_password_has_any_letters_from_threads_and_from_tasks(any_spec: Any, database: Database) -> None:
+    user = "letters@'127.0.0.1'" if database.name == "mariadb" else "letters"
+    password = "ünïcödé 密码 🔑"
+    with any_spec.get_session("primary", autocommit=True) as session:
+        session.execute(f"DROP {'USER' if database.name == 'mariadb' else 'ROLE'} IF EXISTS {user}")
+        how = "IDENTIFIED BY" if database.name == "mariadb" else "PASSWORD"
+        session.execute(f"CREATE USER {user} {how} '{password}'")
+        if database.name == "mariadb":
+            session.execute(f"GRANT SELECT ON app.* TO {user}")
+    for given in (password, lambda: password):
+        any_spec.register_config(database.config(username="letters", password=given), name="letters", replace=True)
+        with any_spec.get_session("letters") as session:
+            assert session.execute("SELECT 1").scalar_one() == 1
+
+
 def test_a_password_is_asked_for_at_every_connect(database: Database) -> None:
     asked: list[int] = []
 

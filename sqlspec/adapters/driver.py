@@ -165,6 +165,10 @@ class Driver(ABC):
     def connect_args(self) -> dict[str, Any]:
         """Return the keyword arguments of the driver's ``connect``, without the password."""
 
+    def password(self, secret: str) -> str | bytes:
+        """Return a password as ``connect`` takes it."""
+        return secret
+
     def missing(self) -> str | None:
         """Say what the config lacks to name a database; None where nothing is lacking."""
         return None

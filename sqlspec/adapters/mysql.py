@@ -377,6 +377,10 @@ class Asyncmy(_MySQLDriver):
             arguments["ssl"] = self._tls_context()
         return arguments
 
+    def password(self, secret: str) -> bytes:
+        # of text it would send Latin-1, where the server and all other clients have UTF-8
+        return secret.encode()
+
     def _tls_context(self) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=self._config.tls_ca)
         context.check_hostname = self._config.tls == "verify-full"

@@ -39,7 +39,9 @@ def connect_through(engine: Engine, config: NoPoolSyncConfig, driver: Driver) ->
             if config.password is None or key in parameters or "password" in parameters:
                 connection = open_driver(*arguments, **parameters)
             else:
-                connection = open_driver(*arguments, **parameters, **{key: config.reveal_password()})
+                connection = open_driver(
+                    *arguments, **parameters, **{key: driver.password(config.reveal_password() or "")}
+                )
             within(connection, seconds, driver.prepare, connection)
         except BaseException as error:
             if connection is not None:
