@@ -300,18 +300,22 @@ metrics = PrometheusMetrics(spec, CollectorRegistry())
 for _ in range(3):
     if os.fork() == 0:
         spec.create_connection("primary").close()
+        metrics.render()
         sys.exit(0)
     assert os.wait()[1] == 0
 print(metrics.render()[0].decode())
 """
 
 
-def test_the_figures_of_workers_that_have_ended_before_a_second_was_over_are_counted(tmp_path: Path) -> None:
+def test_what_workers_have_counted_outlives_them_and_their_connections_do_not(tmp_path: Path) -> None:
     environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
     command = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", ENDED]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert value(read(done.stdout.encode()), "db_client_connection_use_time_seconds_count") == 3
+    families = read(done.stdout.encode())
+    assert value(families, "db_client_connection_use_time_seconds_count") == 3
+    # no connection is left, of whom nobody has told that they have ended
+    assert {sample.value for name in GAUGES for sample in families[name].samples} == {0}
 
 
 ASKED = """

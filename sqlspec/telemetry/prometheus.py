@@ -105,7 +105,7 @@ def _values(figure: Figure, figures: Figures) -> Iterator[tuple[list[str], float
 def _write_last(shared: weakref.ref[_Shared]) -> None:
     known = shared()
     if known is not None:
-        known.write()
+        known.write(is_last=True)
 
 
 class _Collector:
@@ -201,16 +201,16 @@ class _Shared:
         self.write()
         return _INTERVAL
 
-    def write(self) -> None:
-        """Write the figures of this moment."""
+    def write(self, *, is_last: bool = False) -> None:
+        """Write the figures of this moment; the last ones of a process without its connections, which end with it."""
         # prometheus_client has locks that are the process's, and a child forked meanwhile could never take them
-        apart_from_forks(time.sleep, self._write)
+        apart_from_forks(time.sleep, partial(self._write, is_last))
 
-    def _write(self) -> None:
+    def _write(self, is_last: bool) -> None:
         with self._lock:
-            self._write_locked()
+            self._write_locked(is_last)
 
-    def _write_locked(self) -> None:
+    def _write_locked(self, is_last: bool) -> None:
         # of a pool that has ended, nothing is told any more: what its gauges showed would stay
         self._shown = dict.fromkeys(self._shown, 0)
         for figures in self._readings:
@@ -221,6 +221,9 @@ class _Shared:
                     key = (figure.name, *labels)
                     counter.labels(*labels).inc(max(0, number - self._written[key]))
                     self._written[key] = int(number)
+        if is_last:
+            # few servers tell prometheus_client which process has ended
+            self._shown = dict.fromkeys(self._shown, 0)
         for (gauge, *labels), number in self._shown.items():
             gauge.labels(*labels).set(number)
         for pool, durations in self._readings.durations():
