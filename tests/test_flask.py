@@ -735,6 +735,20 @@ def test_pages_answer_503_while_a_database_is_down(app: Flask, db: FlaskSQLSpec,
     other.extensions["sqlspec"].close()
 
 
+def test_what_is_not_needed_may_be_down_in_an_application_that_is_ready(tmp_path: Path) -> None:
+    gone = PostgreSQLConfig(host="127.0.0.1", port=free_port(), database="d")
+    app = new_app(tmp_path, SQLSPEC_DATABASES={"primary": "sqlite://", "reports": gone})
+    db = FlaskSQLSpec(app)
+    app.register_blueprint(db.blueprint("ready", "health", auth=None, needed=["primary"]), url_prefix="/db")
+    app.register_blueprint(db.blueprint("ready", auth=None, name="all"), url_prefix="/all")
+    with pytest.raises(ConfigError, match="did you mean 'primary'"):
+        app.register_blueprint(db.blueprint("ready", auth=None, needed=["primery"], name="wrong"), url_prefix="/wrong")
+    with pytest.raises(ConfigError, match="needed='primary': give a list of names"):
+        db.blueprint("ready", auth=None, needed="primary")
+    assert (get(app, "ready").status_code, get(app, "ready").json) == (200, {"ready": True})
+    assert (app.test_client().get("/all/ready").status_code, get(app, "health").status_code) == (503, 503)
+
+
 @pytest.mark.parametrize("scheme", ["postgresql", "mysql"])
 def test_no_password_appears_in_the_message_of_a_wrong_key(scheme: str, tmp_path: Path) -> None:
     for password in PASSWORDS:

@@ -21,7 +21,6 @@ except ModuleNotFoundError as error:
         raise
     raise ModuleNotFoundError("fastapi is not installed: pip install 'sqlspec-pool[fastapi]'", name="fastapi") from None
 
-from sqlspec.exceptions import ConfigError
 from sqlspec.extensions.pages import (
     NOT_KEPT,
     Page,
@@ -30,6 +29,7 @@ from sqlspec.extensions.pages import (
     health_page,
     holders_page,
     metrics_of,
+    names_of,
     readiness_page,
 )
 from sqlspec.extensions.starlette import database_lifespan
@@ -169,17 +169,15 @@ class FastAPISQLSpec:
                 is not installed, which metrics need.
         """
         wanted = choose_pages(pages, auth, asked="a dependency", offer="choose from")
-        if isinstance(needed, str):
-            raise ConfigError(f"needed={needed!r}: give a list of names", "needed")
-        needed = None if needed is None else list(needed)
-        self._needed.update(needed or ())
+        names = names_of(needed)
+        self._needed.update(names or ())
 
         async def health() -> Response:
             # asked a hundred times a second, a database is still asked once
             return _response(health_page(self.spec, await health_check(self.spec, timeout=timeout, max_age=1.0)))
 
         async def ready() -> Response:
-            return _response(readiness_page(await health_check(self.spec, needed, timeout=timeout, max_age=max_age)))
+            return _response(readiness_page(await health_check(self.spec, names, timeout=timeout, max_age=max_age)))
 
         async def holders() -> Response:
             return _response(holders_page(self.spec))

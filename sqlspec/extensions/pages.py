@@ -6,6 +6,7 @@ No page names a host, a user, a statement or a folder.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple, get_args
 
 from sqlspec.exceptions import ConfigError, PoolClosed
@@ -22,6 +23,7 @@ __all__ = [
     "health_page",
     "holders_page",
     "metrics_of",
+    "names_of",
     "readiness_page",
 ]
 
@@ -53,6 +55,17 @@ def choose_pages(pages: tuple[PageName, ...], auth: object, *, asked: str, offer
     if auth is not None and not callable(auth):
         raise ConfigError(f"auth must be {asked} that returns True for who may see the pages, or None", "auth")
     return pages or there_are
+
+
+def names_of(needed: Iterable[str] | None) -> list[str] | None:
+    """Return the names without which an application is not ready; None: all.
+
+    Raises:
+        ConfigError: it is one name.
+    """
+    if isinstance(needed, str):
+        raise ConfigError(f"needed={needed!r}: give a list of names", "needed")
+    return None if needed is None else list(needed)
 
 
 def metrics_of(spec: SQLSpec) -> PrometheusMetrics:

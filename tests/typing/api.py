@@ -247,6 +247,7 @@ def flask(app: Flask) -> None:
     assert_type(db.get_session("reports"), Session)
     assert_type(db.get_pool_stats("primary"), PoolStats)
     assert_type(db.blueprint("health", "ready", auth=lambda: True, name="operators"), Blueprint)
+    db.blueprint("ready", auth=None, needed=["primary"])
     db.blueprint("healthz", auth=None)  # type: ignore[arg-type]  # no such page
     db.blueprint()  # type: ignore[call-arg]  # who may see the pages is always said
     with db.test_isolation(), isolated(db.spec):

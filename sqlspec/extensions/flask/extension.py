@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from flask import Blueprint, Flask, Request, Response, g, has_request_context, request
@@ -152,23 +152,31 @@ class FlaskSQLSpec:
 
     # -- pages
 
-    def blueprint(self, *pages: PageName, auth: Callable[[], bool] | None, name: str = "sqlspec") -> Blueprint:
+    def blueprint(
+        self,
+        *pages: PageName,
+        auth: Callable[[], bool] | None,
+        needed: Iterable[str] | None = None,
+        name: str = "sqlspec",
+    ) -> Blueprint:
         """Return pages for operators; without it, an application has none.
 
-        ``health`` tells of each database and its pool, with status 503 where one is down; ``ready`` whether all can be
-        used; ``metrics`` is for Prometheus; ``holders`` tells who holds connections. No page names a host, a user or a
-        statement.
+        ``health`` tells of each database and its pool, with status 503 where one is down; ``ready`` whether those that
+        are needed can be used; ``metrics`` is for Prometheus; ``holders`` tells who holds connections. No page names a
+        host, a user or a statement.
 
         Args:
             pages: which ones; none: all.
             auth: is asked before each page, and returns True for who may see it; everybody else gets a 403, or what the
                 function aborts with. None: they are open to everybody.
+            needed: the names without which the application is not ready; None: all.
             name: of the blueprint, where an application has several.
 
         Raises:
-            ConfigError: there is no such page, or ``auth`` is neither a function nor None.
+            ConfigError: there is no such page, ``auth`` is neither a function nor None, or ``needed`` is no list; when
+                they are registered, a name that is needed is not known.
         """
-        return build_blueprint(name, pages, auth)
+        return build_blueprint(name, pages, auth, needed)
 
     # -- the sessions of requests
 

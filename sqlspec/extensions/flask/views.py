@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 from flask import Blueprint, Response, abort, current_app
 from flask.blueprints import BlueprintSetupState
@@ -16,6 +17,7 @@ from sqlspec.extensions.pages import (
     health_page,
     holders_page,
     metrics_of,
+    names_of,
     readiness_page,
 )
 from sqlspec.health import check_health
@@ -29,14 +31,24 @@ _METRICS = "sqlspec.metrics"
 _MAX_AGE = 1.0
 
 
-def build_blueprint(name: str, pages: tuple[PageName, ...], auth: Callable[[], bool] | None) -> Blueprint:
+def build_blueprint(
+    name: str, pages: tuple[PageName, ...], auth: Callable[[], bool] | None, needed: Iterable[str] | None
+) -> Blueprint:
     """Return the blueprint of `FlaskSQLSpec.blueprint`."""
     wanted = choose_pages(pages, auth, asked="a function", offer="there are")
+    names = names_of(needed)
+    views: dict[str, Callable[[], Response]] = {
+        "health": _health,
+        "ready": lambda: _ready(names),
+        "metrics": _metrics,
+        "holders": _holders,
+    }
     blueprint = Blueprint(name, __name__)
     blueprint.before_request(lambda: _admit(auth))
     blueprint.after_request(_keep_out_of_caches)
     for page in wanted:
-        blueprint.add_url_rule(f"/{page}", page, _VIEWS[page])
+        blueprint.add_url_rule(f"/{page}", page, views[page])
+    blueprint.record(partial(_know, names))
     if "metrics" in wanted:
         blueprint.record(_have_metrics)
     return blueprint
@@ -59,13 +71,19 @@ def _have_metrics(state: BlueprintSetupState) -> None:
         state.app.extensions[_METRICS] = metrics_of(spec_of(state.app))
 
 
+def _know(names: list[str] | None, state: BlueprintSetupState) -> None:
+    """Refuse a name that the application does not have when the pages are registered, and not when they are asked."""
+    for name in names or ():
+        spec_of(state.app).get_config(name)
+
+
 def _health() -> Response:
     spec = current_spec()
     return _response(health_page(spec, check_health(spec, max_age=_MAX_AGE)))
 
 
-def _ready() -> Response:
-    return _response(readiness_page(check_health(current_spec(), max_age=_MAX_AGE)))
+def _ready(names: list[str] | None) -> Response:
+    return _response(readiness_page(check_health(current_spec(), names, max_age=_MAX_AGE)))
 
 
 def _metrics() -> Response:
@@ -79,11 +97,3 @@ def _holders() -> Response:
 
 def _response(page: Page) -> Response:
     return Response(page.body, page.status, content_type=page.content_type)
-
-
-_VIEWS: dict[str, Callable[[], Response]] = {
-    "health": _health,
-    "ready": _ready,
-    "metrics": _metrics,
-    "holders": _holders,
-}
