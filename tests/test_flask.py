@@ -17,9 +17,20 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from flask import Flask, Response, abort, copy_current_request_context, redirect, request, stream_with_context
+from flask import (
+    Blueprint,
+    Flask,
+    Response,
+    abort,
+    copy_current_request_context,
+    redirect,
+    request,
+    stream_with_context,
+)
 from sqlalchemy import exc
 from werkzeug.exceptions import HTTPException
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+from werkzeug.test import Client
 
 from sqlspec import ConfigError, PoolTimeout, SQLSpec, build_secure_url
 from sqlspec.adapters import MySQLConfig, PostgreSQLConfig, SQLiteConfig
@@ -268,6 +279,39 @@ def test_requests_at_the_same_time_have_sessions_of_their_own(app: Flask, db: Fl
     with ThreadPoolExecutor(8) as threads:
         assert list(threads.map(many, range(8))) == [[409, 200] * 5] * 8
     assert sorted(names(spec)) == sorted(f"{thread}-{n}-kept" for thread in range(8) for n in range(1, 10, 2))
+
+
+@pytest.mark.parametrize(
+    ("fails_in", "stored"),
+    [
+        ("before_request", []),
+        ("teardown_request", ["view"]),
+        ("teardown_appcontext", ["view"]),
+        ("generator", ["view"]),
+    ],
+)
+def test_a_function_of_the_application_that_fails_leaves_no_connection_behind(
+    fails_in: str, stored: list[str], app: Flask, db: FlaskSQLSpec, spec: SQLSpec
+) -> None:
+    def fail(*_: Any) -> None:
+        db.session.execute(INSERT, (fails_in,))
+        raise ZeroDivisionError
+
+    @app.get("/")
+    def view() -> Any:
+        db.session.execute(INSERT, ("view",))
+        return "" if fails_in != "generator" else stream_with_context(fail() or "" for _ in range(2))
+
+    if fails_in != "generator":
+        getattr(app, fails_in)(fail)
+    registry: SQLSpec = app.extensions["sqlspec"]
+    is_answered = fails_in == "before_request"
+    # whose traceback keeps what the functions know, to the end of the test
+    with contextlib.nullcontext() if is_answered else pytest.raises(ZeroDivisionError) as _caught:
+        assert app.test_client().get("/").status_code == 500
+    assert registry.get_pool_stats("primary").checked_out == 0
+    assert registry.get_pool_stats("primary").dropped == 0
+    assert names(spec) == stored
 
 
 def test_an_application_answers_for_a_pool_that_has_no_connection(tmp_path: Path) -> None:
@@ -669,6 +713,25 @@ def test_a_function_that_fails_or_cannot_be_waited_for_admits_nobody(tmp_path: P
         app = new_app(tmp_path, SQLSPEC_DATABASES="sqlite://")
         app.register_blueprint(FlaskSQLSpec(app).blueprint(auth=auth), url_prefix="/db")  # type: ignore[arg-type]  # on purpose
         assert {get(app, page).status_code for page in PAGES} <= {403, 500}
+
+
+def test_no_way_to_a_page_goes_around_the_function(tmp_path: Path) -> None:
+    app = new_app(tmp_path, SQLSPEC_DATABASES="sqlite://")
+    app.url_map.strict_slashes = False
+    db = FlaskSQLSpec(app)
+    closed, outer = db.blueprint(auth=lambda: False), Blueprint("outer", __name__)
+    outer.register_blueprint(db.blueprint(auth=lambda: False, name="inner"), url_prefix="/inner")
+    app.register_blueprint(closed, url_prefix="/db")
+    app.register_blueprint(closed, url_prefix="/again", name="again")
+    app.register_blueprint(outer, url_prefix="/outer")
+    app.register_blueprint(db.blueprint(auth=lambda: True, name="open"), url_prefix="/open")
+    client = Client(DispatcherMiddleware(new_app(tmp_path), {"/sub": app}))
+    for prefix in ("/sub/db", "/sub/again", "/sub/outer/inner"):
+        for path in (f"{prefix}/{page}{end}" for page in PAGES for end in ("", "/", "?allowed=True")):
+            assert {client.open(path, method=method).status_code for method in ("GET", "HEAD", "OPTIONS")} == {403}, (
+                path
+            )
+    assert {client.get(f"/sub/open/{page}").status_code for page in PAGES} == {200}
 
 
 def test_an_application_chooses_its_pages_and_may_open_some_to_everybody(tmp_path: Path) -> None:
