@@ -18,7 +18,7 @@ import httpx2
 import pytest
 from anyio import CancelScope
 from anyio.to_thread import current_default_thread_limiter
-from fastapi import Depends, FastAPI, Header, HTTPException, Response
+from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Response, WebSocket, WebSocketDisconnect
 from fastapi.responses import StreamingResponse
 from fastapi.testclient import TestClient
 from starlette.applications import Starlette
@@ -178,6 +178,48 @@ def test_a_request_has_one_session_of_a_name_and_others_of_others(spec: SQLSpec,
 
     assert TestClient(app).get("/").json() == [True, True, False, False]
     assert names(spec) == ["Alice"]
+
+
+def test_a_dependency_that_uses_the_session_and_fails_after_the_endpoint_rolls_back(spec: SQLSpec) -> None:
+    db = FastAPISQLSpec(spec)
+    app = FastAPI()
+    Primary = Annotated[Session, db.session("primary")]  # noqa: N806  # a type
+
+    def audited(session: Primary) -> Iterator[Session]:
+        yield session
+        session.execute(INSERT, ("audit",))
+        if session.execute("SELECT count(*) FROM users WHERE name = 'wrong'").scalar():
+            raise HTTPException(409)
+
+    @app.post("/{name}")
+    def create(name: str, session: Annotated[Session, Depends(audited, scope="function")]) -> None:
+        session.execute(INSERT, (name,))
+
+    client = TestClient(app)
+    assert (client.post("/wrong").status_code, names(spec)) == (409, [])
+    assert (client.post("/right").status_code, names(spec)) == (200, ["audit", "right"])
+
+
+def test_a_session_of_a_websocket_commits_at_its_end_and_rolls_back_where_the_client_goes(spec: SQLSpec) -> None:
+    db = FastAPISQLSpec(spec)
+    app = FastAPI(lifespan=db.lifespan)
+
+    @app.websocket("/{name}")
+    async def talk(name: str, socket: WebSocket, session: Annotated[AsyncSession, db.async_session("primary")]) -> None:
+        await socket.accept()
+        await session.execute(INSERT, (name,))
+        await socket.send_text(await socket.receive_text())
+
+    with TestClient(app) as client:
+        with client.websocket_connect("/stays") as socket:
+            socket.send_text("hello")
+            assert socket.receive_text() == "hello"
+            wait_until(lambda: names(spec) == ["stays"])
+        # unless the endpoint is cancelled before it is told
+        with contextlib.suppress(WebSocketDisconnect), client.websocket_connect("/goes"):
+            pass
+        wait_until(lambda: spec.get_pool_stats("primary").checked_out == 0)
+    assert names(spec) == ["stays"]
 
 
 def test_an_override_takes_the_place_of_a_session(app: FastAPI, spec: SQLSpec) -> None:
@@ -680,6 +722,25 @@ def test_an_auth_that_does_not_return_true_lets_nobody_in(spec: SQLSpec, answer:
     for one in given:
         if asyncio.iscoroutine(one):
             one.close()
+
+
+def test_no_way_to_a_page_goes_around_its_own_auth(spec: SQLSpec) -> None:
+    db = FastAPISQLSpec(spec)
+    closed, outer, sub = db.router(auth=lambda: False), APIRouter(prefix="/outer"), FastAPI()
+    app = FastAPI()
+    outer.include_router(closed, prefix="/inner")
+    sub.include_router(closed)
+    app.include_router(closed, prefix="/db")
+    app.include_router(closed, prefix="/again")
+    app.include_router(outer)
+    app.include_router(db.router(auth=lambda: True), prefix="/open")
+    app.mount("/sub", sub)
+    client = TestClient(app)
+    for prefix in ("/db", "/again", "/outer/inner", "/sub"):
+        for path in (f"{prefix}{page}{end}" for page in PAGES for end in ("", "/", "?allowed=true")):
+            assert {client.request(method, path).status_code for method in ("GET", "HEAD")} == {403}, path
+            assert client.options(path).status_code == 405
+    assert {client.get(f"/open{page}").status_code for page in PAGES} == {200}
 
 
 def test_who_asks_for_the_head_of_a_page_gets_its_status(spec: SQLSpec) -> None:
