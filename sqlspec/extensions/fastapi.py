@@ -21,6 +21,7 @@ except ModuleNotFoundError as error:
         raise
     raise ModuleNotFoundError("fastapi is not installed: pip install 'sqlspec-pool[fastapi]'", name="fastapi") from None
 
+from sqlspec.exceptions import ConfigError
 from sqlspec.extensions.pages import (
     NOT_KEPT,
     Page,
