@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from sqlspec.adapters import MySQLConfig, PostgreSQLConfig, SQLiteConfig, driver_for
 from sqlspec.config import SyncDatabaseConfig
+from sqlspec.config.url import is_url
 from sqlspec.exceptions import ConfigError, SQLSpecWarning
 
 __all__ = ["EnvironmentConfig", "from_table", "read_toml"]
@@ -54,6 +55,10 @@ class EnvironmentConfig(BaseSettings):
         Raises:
             ConfigError: a variable cannot be used; the message names it, never its value.
         """
+        if is_url(prefix):
+            raise ConfigError(
+                "from_env() takes the prefix of variables, and this is a URL: give it to a config, as url"
+            )
         config, problem = cls._read(prefix)
         if config is None:
             # made here: the frames that hold passwords are not in its traceback

@@ -68,6 +68,8 @@ class SQLSpec:
         Raises:
             ConfigError: the file cannot be used; the message names the line.
         """
+        if is_url(path):
+            raise ConfigError("from_toml() takes the name of a file, and this is a URL: give it to a config, as url")
         registry = cls()
         for name, config in read_toml(Path(path)).items():
             registry.register_config(config, name)

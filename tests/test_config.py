@@ -94,6 +94,8 @@ def test_a_mistake_is_refused_with_its_name_and_the_fix(mistake: Any, message: s
         (lambda: SQLSpec().register_config(PostgreSQLConfig(), name="a\nb"), "printable"),
         (lambda: build_secure_url("postgresql://h/d"), r"scheme is a URL: give build_secure_url\(\) its parts"),
         (lambda: SQLSpec().get_session("postgresql://u:x@h/d"), "^there is no config of this name, which is a URL"),
+        (lambda: SQLSpec.from_toml("postgresql://u:x@h/d"), r"^from_toml\(\) takes the name of a file, and .* url$"),
+        (lambda: SQLSpec.from_env("postgresql://u:x@h/d"), r"^from_env\(\) takes the prefix of variables, .* url$"),
         (lambda: PostgreSQLConfig.model_validate([]), "made of a mapping"),
         (lambda: PostgreSQLConfig.model_validate_json("{"), "not JSON"),
     ],
