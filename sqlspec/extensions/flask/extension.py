@@ -88,11 +88,9 @@ class FlaskSQLSpec:
             spec.register_config(config, name)
         app.extensions[KEY] = spec
         app.after_request(self._answer)
-        app.teardown_request(lambda error: _finish(_of_context().pop(_request(), {}), commit=error is None))
-        app.teardown_appcontext(lambda error: _finish(*_of_context().values(), commit=error is None))
         self._undo_what_fails(app)
-        _undo_where_it_fails(app, "do_teardown_request", lambda: [_of_context().pop(_request(), {})])
-        _undo_where_it_fails(app, "do_teardown_appcontext", lambda: _of_context().values())
+        _finish_in(app, app.teardown_request, app.do_teardown_request, lambda: [_of_context().pop(_request(), {})])
+        _finish_in(app, app.teardown_appcontext, app.do_teardown_appcontext, lambda: _of_context().values())
         app.shell_context_processor(lambda: {"db": self})
         app.cli.add_command(commands())
 
@@ -200,18 +198,21 @@ class FlaskSQLSpec:
         setattr(app, handle.__name__, handle_user_exception)
 
 
-def _undo_where_it_fails(app: Flask, teardown: str, left: Callable[[], Iterable[_Sessions]]) -> None:
-    """Roll back what is left where one function of the application's fails, and those after it do not run."""
-    usual = getattr(app, teardown)
+def _finish_in(
+    app: Flask, register: Callable[..., Any], usual: Callable[..., None], owned: Callable[[], Iterable[_Sessions]]
+) -> None:
+    """Finish sessions in a teardown, also where a function of the application's fails and those after it do not run."""
+    register(lambda error: _finish(*owned(), commit=error is None))
 
     def do_teardown(*arguments: Any) -> None:
         try:
             usual(*arguments)
         except BaseException:
-            _finish(*left(), commit=False)
+            _finish(*owned(), commit=False)
             raise
 
-    setattr(app, teardown, do_teardown)
+    # mypy takes what is assigned for the method of the class
+    setattr(app, usual.__name__, do_teardown)
 
 
 def _of_context() -> dict[Request | None, _Sessions]:
