@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
-import os
 import subprocess
 import sys
 import textwrap
@@ -324,7 +323,6 @@ def test_a_child_that_is_forked_beside_idle_greenlets_of_other_threads_goes_on_a
         capture_output=True,
         text=True,
         timeout=60,
-        env=os.environ,
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "5\n", "")

@@ -6,7 +6,7 @@ import html
 import json
 import logging
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,16 +14,11 @@ from typing import Annotated, Any
 from urllib.parse import quote
 
 import pytest
-import sqlalchemy.ext.asyncio  # noqa: F401  # before it is instrumented
 from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
 from flask import Flask, got_request_exception
-from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from werkzeug.debug import DebuggedApplication
 from werkzeug.test import Client
 
@@ -35,6 +30,7 @@ from sqlspec.extensions.flask import FlaskSQLSpec
 from sqlspec.telemetry import OpenTelemetryMetrics
 from sqlspec.testing import FaultProxy
 from tests.servers import PASSWORD, free_port
+from tests.spans import recorded_spans
 from tests.test_config import PASSWORDS
 
 WATCHED = ("sqlspec", "sqlalchemy", "psycopg2", "MySQLdb", "asyncpg", "asyncmy")
@@ -154,15 +150,6 @@ def in_fastapi(databases: Databases, sinks: dict[str, str]) -> set[int]:
     return statuses
 
 
-@pytest.fixture
-def spans() -> Iterator[InMemorySpanExporter]:
-    exporter, tracers, instrumentor = InMemorySpanExporter(), TracerProvider(), SQLAlchemyInstrumentor()
-    tracers.add_span_processor(SimpleSpanProcessor(exporter))
-    instrumentor.instrument(skip_dep_check=True, tracer_provider=tracers)
-    yield exporter
-    instrumentor.uninstrument()
-
-
 @pytest.fixture(params=["postgresql", "mariadb"])
 def server(request: pytest.FixtureRequest) -> tuple[Any, type[SyncDatabaseConfig], str]:
     kind, database = (PostgreSQLConfig, "postgres") if request.param == "postgresql" else (MySQLConfig, "app")
@@ -189,7 +176,6 @@ def know(kind: Any, place: dict[str, Any]) -> None:
 def test_no_password_appears_whatever_becomes_of_connecting(
     connecting: str,
     server: Any,
-    spans: InMemorySpanExporter,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
@@ -197,6 +183,7 @@ def test_no_password_appears_whatever_becomes_of_connecting(
     running, kind, database = server
     place = {"host": "127.0.0.1", "port": running.port, "database": database}
     with ExitStack() as stack:
+        spans = stack.enter_context(recorded_spans())
         if connecting == "works":
             know(kind, place)
         elif connecting == "hangs":

@@ -14,12 +14,8 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -29,6 +25,7 @@ from sqlspec.telemetry import OpenTelemetryMetrics, PrometheusMetrics
 from tests.callers import Caller
 from tests.conftest import Database
 from tests.servers import wait_until
+from tests.spans import recorded_spans
 
 POOL = "db_client_connection_pool_name"
 GAUGES = {
@@ -71,6 +68,20 @@ def use(spec: SQLSpec, name: str = "primary") -> None:
 
 def read(page: bytes) -> dict[str, Any]:
     return {family.name: family for family in text_string_to_metric_families(page.decode())}
+
+
+def run(code: str, *arguments: object, shared: Path | None = None, forks: bool = False, timeout: int = 60) -> str:
+    """Run code in a process of its own, as a worker where workers share a folder; return what it prints."""
+    environment = dict(os.environ)
+    if shared is not None:
+        shared.mkdir(exist_ok=True)
+        environment["PROMETHEUS_MULTIPROC_DIR"] = str(shared)
+    # Python warns of forks beside threads; that these are safe is what the tests of forks are for
+    flags = ["-W", "error", *(["-W", "ignore::DeprecationWarning"] if forks else [])]
+    command = [sys.executable, *flags, "-c", textwrap.dedent(code), *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=timeout)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def value(families: dict[str, Any], name: str, **labels: str) -> float:
@@ -197,15 +208,7 @@ for child in children:
 
 
 def test_figures_of_all_workers_add_up(tmp_path: Path) -> None:
-    (tmp_path / "shared").mkdir()
-    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "shared")}
-    # Python warns of forks beside threads; that these are safe is what the tests of forks are for
-    command = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", textwrap.dedent(WORKERS)]
-    done = subprocess.run(
-        [*command, str(tmp_path / "app.db")], env=environment, capture_output=True, text=True, check=False, timeout=60
-    )
-    assert done.returncode == 0, done.stderr
-    families = read(done.stdout.encode())
+    families = read(run(WORKERS, tmp_path / "app.db", shared=tmp_path / "shared", forks=True).encode())
     assert {family.type for name, family in families.items() if name in HISTOGRAMS} == {"histogram"}
     assert value(families, "db_client_connection_create_time_seconds_count") == 4 * 2
     assert value(families, "db_client_connection_use_time_seconds_count") == 4
@@ -237,12 +240,7 @@ print(metrics.render()[0].decode())
 
 
 def test_of_a_pool_that_has_ended_a_worker_shows_no_connections(tmp_path: Path) -> None:
-    (tmp_path / "shared").mkdir()
-    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "shared")}
-    command = [sys.executable, "-W", "error", "-c", GONE, str(tmp_path / "app.db")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 0, done.stderr
-    families = read(done.stdout.encode())
+    families = read(run(GONE, tmp_path / "app.db", shared=tmp_path / "shared").encode())
     assert value(families, "db_client_connection_count", db_client_connection_state="used") == 0
     assert value(families, "sqlspec_pool_oldest_checkout_seconds") == 0
     assert value(families, "db_client_connection_create_time_seconds_count") == 1
@@ -281,10 +279,7 @@ print(hung)
 
 
 def test_a_child_that_is_forked_while_figures_are_written_can_write_its_own(tmp_path: Path) -> None:
-    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
-    command = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", WRITING]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=400)
-    assert (done.returncode, done.stdout.strip()) == (0, "0"), done.stderr
+    assert run(WRITING, shared=tmp_path, forks=True, timeout=400).strip() == "0"
 
 
 ENDED = """
@@ -308,11 +303,7 @@ print(metrics.render()[0].decode())
 
 
 def test_what_workers_have_counted_outlives_them_and_their_connections_do_not(tmp_path: Path) -> None:
-    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
-    command = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", ENDED]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 0, done.stderr
-    families = read(done.stdout.encode())
+    families = read(run(ENDED, shared=tmp_path, forks=True).encode())
     assert value(families, "db_client_connection_use_time_seconds_count") == 3
     # no connection is left, of whom nobody has told that they have ended
     assert {sample.value for name in GAUGES for sample in families[name].samples} == {0}
@@ -375,23 +366,14 @@ print(metrics.render()[0].decode())
 
 
 def test_children_that_python_tells_nobody_the_end_of_can_tell_their_last_figures(tmp_path: Path) -> None:
-    (tmp_path / "shared").mkdir()
-    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "shared")}
-    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", SAY_SO, str(tmp_path / "app.db")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 0, done.stderr
-    families = read(done.stdout.encode())
+    families = read(run(SAY_SO, tmp_path / "app.db", shared=tmp_path / "shared", forks=True).encode())
     assert value(families, "db_client_connection_use_time_seconds_count") == 2
     assert value(families, "db_client_connection_count", db_client_connection_state="idle") == 0
 
 
 def test_nothing_is_counted_twice_by_those_who_ask_at_the_same_time(tmp_path: Path) -> None:
-    (tmp_path / "shared").mkdir()
-    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "shared")}
-    command = [sys.executable, "-W", "error", "-c", ASKED, str(tmp_path / "app.db")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert value(read(done.stdout.encode()), "sqlspec_pool_closed_total", reason="invalidated") == 200
+    families = read(run(ASKED, tmp_path / "app.db", shared=tmp_path / "shared").encode())
+    assert value(families, "sqlspec_pool_closed_total", reason="invalidated") == 200
 
 
 def test_a_page_waits_for_a_file_that_a_worker_has_just_created(tmp_path: Path) -> None:
@@ -408,10 +390,7 @@ def test_a_page_waits_for_a_file_that_a_worker_has_just_created(tmp_path: Path) 
         metrics.render()
         assert file.stat().st_size == 1024
     """
-    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(code)]
-    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 0, done.stderr
+    run(code, shared=tmp_path)
 
 
 def test_a_worker_that_could_not_write_its_figures_goes_on_to_try(tmp_path: Path) -> None:
@@ -607,12 +586,8 @@ def test_both_exporters_know_all_durations(spec: SQLSpec) -> None:
 
 FORKED = """
 import os
-from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from sqlspec import SQLSpec
 from sqlspec.adapters import SQLiteConfig
 from sqlspec.telemetry import OpenTelemetryMetrics
@@ -642,35 +617,22 @@ assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
 
 
 def test_a_child_tells_its_durations_from_the_first_look_on() -> None:
-    command = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", FORKED]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 0, done.stderr
+    run(FORKED, forks=True)
 
 
-@pytest.fixture
-def spans(spec: SQLSpec) -> Iterator[InMemorySpanExporter]:
-    exporter, tracers = InMemorySpanExporter(), TracerProvider()
-    tracers.add_span_processor(SimpleSpanProcessor(exporter))
-    engine = spec.get_engine("primary")
-    SQLAlchemyInstrumentor().instrument(engine=engine, tracer_provider=tracers, skip_dep_check=True)
-    yield exporter
-    SQLAlchemyInstrumentor().uninstrument()
-
-
-def test_each_call_has_a_span_and_what_is_no_statement_of_sqlalchemys_has_none(
-    spec: SQLSpec, spans: InMemorySpanExporter
-) -> None:
+def test_each_call_has_a_span_and_what_is_no_statement_of_sqlalchemys_has_none(spec: SQLSpec) -> None:
     """As the page of OpenTelemetry says in its table."""
-    with spec.get_session("primary") as session:
-        session.execute("CREATE TEMPORARY TABLE spans (n INTEGER)")
-        session.execute(sa.text("SELECT 1 WHERE 1 = :one"), {"one": 1})
-        with session.begin_nested():
-            session.execute_many("INSERT INTO spans VALUES (?)", [(number,) for number in range(3000)])
-        session.load_rows("spans", [(1,), (2,)])
-        session.rollback()
-    with spec.get_connection("primary") as connection:
-        connection.cursor().execute("SELECT 2")
-    with spec.get_engine("primary").connect() as opened:
-        opened.execute(sa.text("SELECT 3"))
+    with recorded_spans() as spans:
+        with spec.get_session("primary") as session:
+            session.execute("CREATE TEMPORARY TABLE spans (n INTEGER)")
+            session.execute(sa.text("SELECT 1 WHERE 1 = :one"), {"one": 1})
+            with session.begin_nested():
+                session.execute_many("INSERT INTO spans VALUES (?)", [(number,) for number in range(3000)])
+            session.load_rows("spans", [(1,), (2,)])
+            session.rollback()
+        with spec.get_connection("primary") as connection:
+            connection.cursor().execute("SELECT 2")
+        with spec.get_engine("primary").connect() as opened:
+            opened.execute(sa.text("SELECT 3"))
     names = [span.name.split()[0] for span in spans.get_finished_spans()]
     assert names == ["CREATE", "SELECT", "SAVEPOINT", "INSERT", "RELEASE", "connect", "SELECT"]

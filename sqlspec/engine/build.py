@@ -73,7 +73,7 @@ def build_engine(config: NoPoolSyncConfig, name: str = "default", *, is_async: b
 
 def _create_async_engine(url: sqlalchemy.URL, **options: Any) -> Engine:
     # SQLAlchemy misses it here or later, and says so in another way in each release
-    import greenlet  # noqa: F401
+    import greenlet  # noqa: F401  # only to see that it is there
     from sqlalchemy.ext.asyncio import create_async_engine
 
     return create_async_engine(url, **options).sync_engine
