@@ -8,6 +8,7 @@ import functools
 import itertools
 import os
 import random
+import socket
 import time
 from collections.abc import Coroutine, Generator, Iterator
 from typing import Any
@@ -16,7 +17,9 @@ import pytest
 from sqlalchemy import event
 
 from sqlspec import SQLSpec
+from sqlspec.adapters import MySQLConfig, PostgreSQLConfig
 from tests.conftest import Database
+from tests.servers import wait_until
 
 # What takes the given seconds and returns the token; SQLite counts instead.
 SLOW = {
@@ -202,6 +205,79 @@ def test_cancelled_on_its_way_into_many_rows_a_task_ends_so_and_its_connection_a
         await registry.aclose()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("cancelled", [1, 2], ids=["once", "twice"])
+@pytest.mark.parametrize("scheme", ["postgresql+asyncpg", "postgresql+psycopg", "mysql+asyncmy"])
+def test_cancelled_at_any_moment_of_connecting_to_a_mute_server_a_task_ends_and_closes_it(
+    scheme: str, cancelled: int
+) -> None:
+    async def connect(registry: SQLSpec) -> None:
+        async with registry.get_async_session() as session:
+            await session.execute("SELECT 1")
+
+    async def main(registry: SQLSpec) -> None:
+        # a step of the loop is as short as a moment can be: one of them is that in which the network connects
+        for steps in range(60):
+            task = asyncio.create_task(connect(registry))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            for _ in range(cancelled):
+                task.cancel()
+                await asyncio.sleep(0)
+            await asyncio.wait({task}, timeout=5)
+            assert task.cancelled(), steps
+        stats = registry.get_pool_stats()
+        assert (stats.total, stats.checked_out, stats.connecting) == (0, 0, 0)
+        await registry.aclose()
+
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as mute:
+        registry = SQLSpec()
+        config: type[PostgreSQLConfig | MySQLConfig] = PostgreSQLConfig if "postgresql" in scheme else MySQLConfig
+        registry.register_config(config(url=f"{scheme}://u:p@127.0.0.1:{mute.getsockname()[1]}/d"))
+        asyncio.run(main(registry))
+        assert is_left_alone(mute)
+
+
+@pytest.mark.parametrize("database", ["postgresql", "psycopg", "mariadb"], indirect=True)
+def test_cancelled_at_the_moment_it_has_connected_a_task_closes_the_connection(
+    database: Database, registry: SQLSpec
+) -> None:
+    async def connect() -> None:
+        async with registry.get_async_session() as session:
+            await session.execute("SELECT 1")
+
+    async def main() -> None:
+        task = asyncio.create_task(connect())
+        while not (others := asyncio.all_tasks() - {task, asyncio.current_task()}):
+            await asyncio.sleep(0)
+        (connecting,) = others
+        while not connecting.done():
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait({task}, timeout=20)
+        assert task.cancelled()
+        assert registry.get_pool_stats().total == 0
+        # the server is a moment late
+        await asyncio.to_thread(wait_until, lambda: not server_side(database))
+        await registry.aclose()
+
+    asyncio.run(main())
+
+
+def is_left_alone(server: socket.socket) -> bool:
+    """Tell whether all that have connected are gone; there must have been some."""
+    server.settimeout(0)
+    clients = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            client, _ = server.accept()
+            with client, contextlib.suppress(ConnectionResetError):
+                client.settimeout(5)
+                while client.recv(1000):
+                    pass
+            clients += 1
+    return clients > 0
 
 
 def test_a_write_that_is_cancelled_twice_leaves_no_lock(database: Database) -> None:

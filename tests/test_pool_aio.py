@@ -341,12 +341,12 @@ def test_shrinking_from_a_coroutine_closes_connections(tmp_path: Path) -> None:
     async def main() -> None:
         engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'a.db'}?plugin=sqlspec")
         pool: Any = engine.pool
-        before = threading.active_count()
+        before = set(threading.enumerate())
         connections = [await engine.connect() for _ in range(3)]
         for connection in connections:
             await connection.close()
         pool.resize(1, 0)
-        await until(lambda: threading.active_count() == before + 1)
+        await until(lambda: len(set(threading.enumerate()) - before) == 1)
         assert pool.stats().total == 1
         await engine.dispose()
 

@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from sqlspec.adapters import Driver
+from sqlspec.adapters.shield import shield
 from sqlspec.config import NoPoolSyncConfig
 from sqlspec.exceptions import ConfigError
 from sqlspec.pool import FairQueuePool, apart_from_forks, call_aside, seconds_left, sleep_in_task, within
@@ -21,6 +22,8 @@ __all__ = ["connect_through", "is_full"]
 
 # Seconds without an answer that say something about the server; of fewer, the caller was late.
 _PATIENT = 1.0
+# Seconds after which a task that goes on is cancelled once more.
+_AGAIN = 0.05
 
 
 def connect_through(engine: Engine, config: NoPoolSyncConfig, driver: Driver) -> None:
@@ -31,6 +34,7 @@ def connect_through(engine: Engine, config: NoPoolSyncConfig, driver: Driver) ->
     """
     connect = engine.dialect.connect
     key = "passwd" if driver.name == "MySQLdb" else "password"
+    abandon = functools.partial(_abandon, engine)
     open_driver = functools.partial(apart_from_forks, sleep_in_task if driver.is_async else time.sleep, connect)
 
     def open_prepared(seconds: float, *arguments: Any, **parameters: Any) -> Any:
@@ -45,7 +49,7 @@ def connect_through(engine: Engine, config: NoPoolSyncConfig, driver: Driver) ->
             within(connection, seconds, driver.prepare, connection)
         except BaseException as error:
             if connection is not None:
-                _close(engine, connection, error)
+                connection.close() if isinstance(error, Exception) else abandon(connection)
             elif isinstance(error, TypeError):
                 raise ConfigError(f"the driver does not take an option of the url: {error}", "url") from None
             raise
@@ -55,7 +59,9 @@ def connect_through(engine: Engine, config: NoPoolSyncConfig, driver: Driver) ->
         seconds = seconds_left(config.connect_timeout)
         driver.limit_connect(parameters, seconds)
         try:
-            return _in_time(seconds, driver, functools.partial(open_prepared, seconds, *arguments, **parameters))
+            return _in_time(
+                seconds, driver, functools.partial(open_prepared, seconds, *arguments, **parameters), abandon
+            )
         except TimeoutError:
             told = f"connecting took longer than {seconds:.3g} s"
             failure: Any = driver.timeout_error(engine.dialect.loaded_dbapi, told)
@@ -90,7 +96,7 @@ def is_full(error: BaseException) -> bool:
     return classify(error) is ErrorKind.CAPACITY
 
 
-def _in_time(seconds: float, driver: Driver, connect: Callable[[], Any]) -> Any:
+def _in_time(seconds: float, driver: Driver, connect: Callable[[], Any], abandon: Callable[[Any], None]) -> Any:
     """Connect, and wait for it no longer than so many seconds: drivers count whole ones, and per host.
 
     Raises:
@@ -98,14 +104,41 @@ def _in_time(seconds: float, driver: Driver, connect: Callable[[], Any]) -> Any:
     """
     if driver.syntax == "sqlite":
         return connect()
-    if not driver.is_async:
-        return call_aside(seconds, connect, lambda connection: connection.close())
+    if driver.is_async:
+        return await_only(_task_in_time(seconds, connect, abandon))
+    return call_aside(seconds, connect, abandon)
 
-    async def connect_in_time() -> Any:
-        async with asyncio.timeout(seconds):
-            return await greenlet_spawn(connect)
 
-    return await_only(connect_in_time())
+async def _task_in_time(seconds: float, connect: Callable[[], Any], abandon: Callable[[Any], None]) -> Any:
+    """Connect in a task of its own, which is cancelled until it ends, where it is late or this one is cancelled.
+
+    Once is not enough: asyncio.wait_for() of Python 3.11, by which asyncmy connects, drops a cancellation that comes at
+    the moment of success; nothing would end the wait for the server's greeting.
+    """
+    # never eager, whatever the loop's factory makes
+    connecting = asyncio.Task(greenlet_spawn(connect), loop=asyncio.get_running_loop())
+    cancellation = await _wait_for(connecting, seconds)
+    is_late = not connecting.done()
+    with shield():
+        while not connecting.done():
+            connecting.cancel()
+            cancellation = await _wait_for(connecting, _AGAIN) or cancellation
+        if cancellation is not None:
+            if not connecting.cancelled() and connecting.exception() is None:
+                await greenlet_spawn(abandon, connecting.result())
+            raise cancellation
+    if is_late and connecting.cancelled():
+        raise TimeoutError
+    return connecting.result()
+
+
+async def _wait_for(task: asyncio.Task[Any], seconds: float) -> asyncio.CancelledError | None:
+    """Wait until a task ends, for so many seconds at most; return the cancellation of the one that waits."""
+    try:
+        await asyncio.wait({task}, timeout=seconds)
+    except asyncio.CancelledError as error:
+        return error
+    return None
 
 
 def _forget_frames(failure: BaseException) -> None:
@@ -121,9 +154,9 @@ def _forget_frames(failure: BaseException) -> None:
     failure.__context__ = failure.__cause__ = None
 
 
-def _close(engine: Engine, connection: Any, failure: BaseException) -> None:
-    """Close a connection that could not be prepared; without waiting for the server where somebody has given up."""
-    if engine.dialect.has_terminate and not isinstance(failure, Exception):
+def _abandon(engine: Engine, connection: Any) -> None:
+    """Close a connection that nobody waits for any more; without waiting for the server, where the driver can."""
+    if engine.dialect.has_terminate:
         engine.dialect.do_terminate(connection)
     else:
         connection.close()
