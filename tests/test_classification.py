@@ -191,7 +191,9 @@ def _error_of(work: Callable[[], object]) -> BaseException:
 
 @pytest.mark.fault(29)
 @on_servers
-def test_a_statement_that_takes_too_long(other: Any, database: Database) -> None:
+def test_a_statement_that_takes_too_long(other: Any, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    # a server that is busy ends it late: ours is not to come first
+    monkeypatch.setattr("sqlspec.adapters.driver._LATER", 20.0)
     sleep = (
         "SELECT pg_sleep(20)"
         if database.name == "postgresql"
