@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import event
+from sqlalchemy.util import await_only
 
 from sqlspec import SQLSpec
 from sqlspec.adapters import MySQLConfig, PostgreSQLConfig
@@ -240,14 +241,28 @@ def test_cancelled_at_any_moment_of_connecting_to_a_mute_server_a_task_ends_and_
 
 
 @pytest.mark.parametrize("database", ["postgresql", "psycopg", "mariadb"], indirect=True)
+@pytest.mark.parametrize("closing", ["works", "hangs", "fails"])
 def test_cancelled_at_the_moment_it_has_connected_a_task_closes_the_connection(
-    database: Database, registry: SQLSpec
+    database: Database, registry: SQLSpec, closing: str
 ) -> None:
     async def connect() -> None:
         async with registry.get_async_session() as session:
             await session.execute("SELECT 1")
 
     async def main() -> None:
+        dialect = registry.get_async_engine().dialect
+        terminate = dialect.do_terminate
+
+        def terminate_badly(connection: Any) -> None:
+            try:
+                if closing == "hangs":
+                    await_only(asyncio.sleep(3600))
+            finally:
+                terminate(connection)
+            if closing == "fails":
+                raise RuntimeError("it could not be closed")
+
+        dialect.do_terminate = terminate_badly  # type: ignore[method-assign] # the fault of this test
         task = asyncio.create_task(connect())
         while not (others := asyncio.all_tasks() - {task, asyncio.current_task()}):
             await asyncio.sleep(0)

@@ -122,10 +122,17 @@ async def _task_in_time(seconds: float, connect: Callable[[], Any], abandon: Cal
     with shield():
         while not connecting.done():
             connecting.cancel()
-            cancellation = await _wait_for(connecting, _AGAIN) or cancellation
+            again = await _wait_for(connecting, _AGAIN)
+            # the first one: whoever came later lets it through, and anyio must know its own
+            cancellation = cancellation or again
         if cancellation is not None:
             if not connecting.cancelled() and connecting.exception() is None:
-                await greenlet_spawn(abandon, connecting.result())
+                try:
+                    # drivers say farewell first, up to 30 s over TLS; they close at once where that is cancelled
+                    async with asyncio.timeout(_AGAIN):
+                        await greenlet_spawn(abandon, connecting.result())
+                except (Exception, asyncio.CancelledError) as error:
+                    raise cancellation from error
             raise cancellation
     if is_late and connecting.cancelled():
         raise TimeoutError
